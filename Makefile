@@ -18,6 +18,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: $(SETUP) ## make .venv with the pinned packages and this project
+	@echo "setup: ready in .venv"
 
 $(PINS):
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else "Python 3.11 or newer is needed and $(PYTHON) is %d.%d: install one and say make PYTHON=/path/to/python3.11" % v)'
@@ -33,18 +34,19 @@ $(SETUP): $(PINS)
 	@echo "setup: javisdit, editable"
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@# nbdev's git hooks, and its Jupyter hook inside .venv instead of the home directory; without git there is nothing to hook
-	@if git rev-parse --git-dir >/dev/null 2>&1; then HOME=$(CURDIR)/.venv $(BIN)/nbdev_install_hooks >/dev/null; fi
+	@if [ -d .git ] && command -v git >/dev/null; then HOME=$(CURDIR)/.venv $(BIN)/nbdev_install_hooks >/dev/null; fi
 	@rm -f .venv/.project-*; touch $@
 
 demo: demo/report.html ## train the tiny preset, generate a clip, write demo/report.html (about 15 minutes on 2 cores)
 	@echo "demo: see demo/clip.mp4 and demo/report.html (make clean removes them)"
 
 demo/report.html: | $(SETUP)
-	@echo "demo: training the tiny preset, then generating"
+	@echo "demo: training the tiny preset (chapter 07), then generating and measuring (chapter 08)"
 	@mkdir -p demo _runs
-	# ---- the demo, in one line ----
-	cd demo && $(BIN)/papermill ../nbs/07_train_joint.ipynb ../_runs/demo.ipynb -p preset tiny -p out_dir $(CURDIR)/demo && $(BIN)/javisdit_generate "a red ball bounces twice on the left" --out clip.mp4 --seed 0
-	# -------------------------------
+	@# ---- the demo: train, then report ----
+	@$(BIN)/papermill --no-progress-bar nbs/07_train_joint.ipynb _runs/demo.ipynb -p preset tiny -p out_dir $(CURDIR)/demo/run
+	@$(BIN)/javisdit_report demo/run --out demo/report.html
+	@# --------------------------------------
 
 test: $(SETUP) ## every notebook and every quick guard (about 10 minutes on 2 cores)
 	@echo "test: undefined names, notebooks, guards"

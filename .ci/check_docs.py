@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.support.ui import WebDriverWait
 
 DOCS = Path(__file__).resolve().parents[1] / "_docs"
@@ -62,6 +63,15 @@ def check(driver, page, docs, width):
     return bad + [*requests(driver), *missing_links(driver, docs)]
 
 
+def search(driver, page):
+    "Whether the search of a page opened from disk finds something."
+    driver.get(page.as_uri())
+    driver.execute_script("const i = document.querySelector('.smalldocs-search input'); i.value = 'clip'; i.dispatchEvent(new Event('input'))")
+    try: WebDriverWait(driver, 10).until(lambda d: d.execute_script("return document.querySelectorAll('a.search-result').length"))
+    except TimeoutException: return [["search", "finds nothing"]]
+    return []
+
+
 def main(docs=DOCS):
     missing = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
     if missing: return print(f"docs: pages not checked, {' and '.join(missing)} not installed")
@@ -71,7 +81,7 @@ def main(docs=DOCS):
         try:
             for page in pages:
                 for width in (1280, 390):
-                    for kind, what in check(driver, page, docs, width): where.setdefault((kind, what), {})[page.relative_to(docs)] = width
+                    for kind, what in check(driver, page, docs, width) + (search(driver, page) if page == pages[-1] else []): where.setdefault((kind, what), {})[page.relative_to(docs)] = width
         finally: driver.quit()
     for (kind, what), on in sorted(where.items()): print(f"docs: {kind}: {what} (on {', '.join(map(str, [*on][:3]))}{' and more' if len(on) > 3 else ''})")
     print(f"docs: {len(pages)} pages opened in Chromium, {len(where)} things broken")

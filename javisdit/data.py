@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'NUMBERS', 'VIDEO_ENDINGS', 'STARTS', 'Row', 'read_manifest', 'filled', 'write_manifest', 'make_manifest',
-           'Skipped', 'SkipReport', 'ClipItem', 'ClipDataset']
+           'Skipped', 'SkipReport', 'ClipItem', 'ClipDataset', 'Batch', 'collate', 'Latents', 'loader', 'split',
+           'fingerprint', 'cache_key', 'save_latents', 'load_latents', 'in_order', 'encode_dataset']
 
 # %% ../nbs/03a_data.ipynb #imports
 import csv
@@ -25,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .core import ClipConfig, MediaError, generator
 from .media import Clip, probe, read_audio, read_clip, to_model
@@ -211,3 +212,175 @@ def read(self: ClipDataset, row: Row) -> Clip:
     start = spare * STARTS[self.start](generator(self.seed, "start", self.epoch, row.id))
     clip = read_clip(row.path, fps=c.fps, size=self.size, sample_rate=c.sample_rate, start=start, seconds=c.seconds, audio=row.audio_path is None)
     return clip if row.audio_path is None else replace(clip, audio=read_audio(row.audio_path, c.sample_rate, start, c.seconds))
+
+# %% ../nbs/03a_data.ipynb #batch
+class Batch(NamedTuple):
+    "What one training step gets."
+    video: Tensor       # (b c t h w) latents
+    audio: Tensor       # (b c t m) latents
+    text: Tensor        # (b l d) states of the text encoder
+    text_mask: Tensor   # (b l) True at real tokens
+    fps: Tensor         # (b,) pictures a second
+    height: Tensor      # (b,) pixels
+    width: Tensor       # (b,) pixels
+    index: Tensor       # (b,) place in the data set
+
+    def to(self, device):
+        "The batch on another device."
+        return Batch(*(x.to(device, non_blocking=True) for x in self))
+
+def collate(items: list[Batch]) -> Batch:
+    "Single clips to a batch."
+    return items if isinstance(items, Batch) else Batch(*(torch.stack(x) for x in zip(*items)))
+
+# %% ../nbs/03a_data.ipynb #latents
+@dataclass(frozen=True, eq=False)
+class Latents(Dataset):
+    "A data set in the form in which it is learned: latents, text states, captions."
+    video: Tensor                       # (n c t h w)
+    audio: Tensor                       # (n c t m)
+    text: Tensor                        # (n l d)
+    text_mask: Tensor                   # (n l) True at real tokens
+    captions: list[str]
+    ids: list[str]                      # from the manifest
+    fps: Tensor                         # (n,)
+    size: tuple[int, int] = (0, 0)      # height, width of the pictures in pixels
+    report: SkipReport | None = None    # what was left out
+
+    def __len__(self): return len(self.video)
+    def batch(self, index) -> Batch:
+        "The clips at these places, in float32."
+        i = torch.as_tensor(index)
+        side = lambda s: torch.full(i.shape, float(s))
+        return Batch(self.video[i].float(), self.audio[i].float(), self.text[i].float(), self.text_mask[i], self.fps[i], side(self.size[0]), side(self.size[1]), i)
+    def __getitem__(self, i: int) -> Batch: return self.batch(i)
+    def __getitems__(self, index: list[int]) -> Batch: return self.batch(index)   # what a DataLoader asks for, if it can
+    def select(self, index: list[int]) -> "Latents":
+        "The data set of these clips only."
+        tensors = {k: getattr(self, k)[index] for k in ("video", "audio", "text", "text_mask", "fps")}
+        return replace(self, captions=[self.captions[i] for i in index], ids=[self.ids[i] for i in index], **tensors)
+
+# %% ../nbs/03a_data.ipynb #loader
+def loader(
+    latents: Latents,
+    batch_size: int,
+    generator: torch.Generator | None = None,   # of the order; None: in order
+    drop_last: bool = False,                    # whether a smaller last batch is left out
+) -> DataLoader:                                # of `Batch`
+    "Batches for PyTorch and fastai alike; equal generators give equal orders."
+    return DataLoader(latents, batch_size, shuffle=generator is not None, generator=generator, collate_fn=collate, drop_last=drop_last)
+
+def split(
+    n: int,                       # clips
+    valid: int,                   # how many are held out
+    generator: torch.Generator,
+) -> tuple[list[int], list[int]]: # places for training, places held out
+    "A random split; raises `ValueError` if nothing would be left to train on."
+    if not 0 <= valid < n: raise ValueError(f"valid={valid} of {n} clips cannot be held out: choose a number below {n}")
+    order = torch.randperm(n, generator=generator).tolist()
+    return order[valid:], order[:valid]
+
+# %% ../nbs/03a_data.ipynb #key
+def _bytes(x):
+    if isinstance(x, np.ndarray): return str(x.shape).encode() + np.ascontiguousarray(x).tobytes()
+    return str((x.dtype, tuple(x.shape))).encode() + x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+def fingerprint(part) -> str:
+    "Hash of a frozen part: its class, its settings, its weights."
+    h = hashlib.sha256(type(part).__qualname__.encode())
+    weights = part.state_dict() if isinstance(part, torch.nn.Module) else {}
+    for name, x in sorted({**getattr(part, "__dict__", {}), **weights}.items()):
+        if isinstance(x, (Tensor, np.ndarray)): h.update(name.encode() + _bytes(x))
+        elif isinstance(x, (int, float, str, bool, tuple, type(None))): h.update(f"{name}={x!r}".encode())
+        elif isinstance(x, torch.nn.Module): h.update(f"{name}={fingerprint(x)}".encode())
+    return h.hexdigest()
+
+def cache_key(dataset: ClipDataset, *parts) -> str:
+    "Hash of everything that latents depend on."
+    stat = lambda p: (p.name, s.st_size, s.st_mtime_ns) if p and (s := p.stat() if p.exists() else None) else None
+    rows = [(r.id, r.text, stat(r.path), stat(r.audio_path)) for r in dataset.rows]
+    about = (1, rows, asdict(dataset.clip), dataset.size, dataset.start, dataset.seed, dataset.epoch, [fingerprint(p) for p in parts])
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+# %% ../nbs/03a_data.ipynb #cache
+def save_latents(latents: Latents, path, key: str):
+    "Write latents with their key; the file appears whole or not at all."
+    about = dict(captions=latents.captions, ids=latents.ids, size=latents.size, report=asdict(latents.report))
+    tensors = {k: getattr(latents, k).contiguous() for k in ("video", "audio", "text", "text_mask", "fps")}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, tmp := path.with_name(path.name + ".tmp"), metadata=dict(key=key, about=json.dumps(about)))
+    os.replace(tmp, path)
+
+def load_latents(path, key: str) -> Latents | None:
+    "Latents that were saved under this key; None, with a message, if the file holds others."
+    try:
+        with safe_open(path, "pt") as f:
+            meta = f.metadata() or {}
+            if meta.get("key") != key: raise ValueError("made from other clips, settings or weights")
+            tensors, about = {k: f.get_tensor(k) for k in f.keys()}, json.loads(meta["about"])
+    except Exception as e:
+        print(f"{path} is not used ({e}): encoding again")
+        return None
+    report = SkipReport(**about["report"] | dict(skipped=[Skipped(**s) for s in about["report"]["skipped"]]))
+    return Latents(**tensors, captions=about["captions"], ids=about["ids"], size=tuple(about["size"]), report=report)
+
+# %% ../nbs/03a_data.ipynb #encode
+def in_order(f, n: int, workers: int = 2, ahead: int = 32):
+    "f(0), f(1), …, f(n - 1), computed by `workers` threads at most `ahead` items early (0: by none)."
+    if not workers: yield from map(f, range(n)); return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque(pool.submit(f, i) for i in range(min(ahead, n)))
+        try:
+            for i in range(ahead, n + ahead):
+                if not waiting: return
+                yield waiting.popleft().result()
+                if i < n: waiting.append(pool.submit(f, i))
+        finally:
+            for job in waiting: job.cancel()
+
+def _encode_clips(dataset, video_codec, audio_codec, report, workers, batch_size, device, progress):
+    "Latents of all usable clips, in order: (places, video, audio)."
+    items, places, video, audio = [], [], [], []
+    def flush():
+        if not items: return
+        video.append(video_codec.encode(torch.stack([to_model(x.clip.video) for x in items]).to(device)).half().cpu())
+        audio.append(audio_codec.encode(torch.stack([torch.from_numpy(x.clip.audio) for x in items]).to(device)).half().cpu())
+        places.extend(x.index for x in items); items.clear()
+    for item in tqdm(in_order(dataset.__getitem__, len(dataset), workers), total=len(dataset), desc="clips", disable=not progress):
+        if isinstance(item, Skipped): report.add(item)
+        else: items.append(item)
+        if len(items) == batch_size: flush()
+    flush()
+    if not places: raise MediaError("the data", f"not one of {len(dataset)} clips can be used. {report}", "repair the files or the manifest")
+    return places, torch.cat(video), torch.cat(audio)
+
+# %% ../nbs/03a_data.ipynb #encode-dataset
+@torch.no_grad()
+def encode_dataset(
+    dataset: ClipDataset,
+    video_codec,                # encode: (b 3 t h w) -> (b c t h w)
+    audio_codec,                # encode: (b n) -> (b c t m)
+    text_encoder,               # captions -> TextStates
+    cache_dir=None,             # folder of `latents.safetensors`; None: nothing is kept
+    workers: int = 2,           # threads that read; 0: none. The result is the same
+    batch_size: int = 32,       # clips that are encoded together
+    limit: float = 0.5,         # larger shares of unusable clips raise `MediaError`
+    device="cpu",               # where codecs and text encoder are
+    progress: bool = True,      # whether a bar is shown
+) -> Latents:
+    "Read and encode every clip and its caption once; unusable clips are skipped and reported."
+    path = None if cache_dir is None else Path(cache_dir) / "latents.safetensors"
+    key = cache_key(dataset, video_codec, audio_codec, text_encoder) if path else None
+    if path and path.exists() and (cached := load_latents(path, key)):
+        if cached.report.skipped: print(cached.report)
+        return cached
+    report = SkipReport(len(dataset), limit=limit)
+    places, video, audio = _encode_clips(dataset, video_codec, audio_codec, report, workers, batch_size, device, progress)
+    rows = [dataset.rows[i] for i in places]
+    text = [text_encoder([r.text for r in rows[i:i + 512]]) for i in tqdm(range(0, len(rows), 512), desc="captions", disable=not progress)]
+    states, mask = (torch.cat([x.cpu() for x in parts]) for parts in zip(*text))
+    latents = Latents(video, audio, states.half(), mask, [r.text for r in rows], [r.id for r in rows], torch.full((len(rows),), dataset.clip.fps), dataset.size, report)
+    if report.skipped: print(report)
+    if path: save_latents(latents, path, key)
+    return latents

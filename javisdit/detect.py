@@ -142,7 +142,8 @@ def picture_input(
 ) -> torch.Tensor:        # (3 t h w) in [-1, 1], 24 Hz, short side 32, sides multiples of 4
     "What the watcher sees of a clip."
     t, h, w = frames.shape[:3]
-    if fps != 24: frames = frames[np.minimum((np.arange(max(round(t * 24 / fps), 1)) * fps / 24 + 1e-6).astype(int), t - 1)]
+    middles = (np.arange(max(round(t * 24 / fps), 1)) + 0.5) / 24                       # seconds, of frames at 24 Hz
+    if fps != 24: frames = frames[np.minimum((middles * fps).astype(int), t - 1)]       # what is shown then
     video, size = to_model(frames), tuple(4 * round(8 * side / min(h, w)) for side in (h, w))
     return video if size == (h, w) else rearrange(F.interpolate(rearrange(video, "c t h w -> t c h w"), size, mode="area"), "t c h w -> c t h w")
 
@@ -222,9 +223,10 @@ def load_detectors(path=None) -> Detectors:
 # %% ../nbs/00bb_detect.ipynb #use
 @torch.inference_mode()
 def _in_batches(net, inputs, read, size=32):
-    "`read(net(batch))` for inputs of any shapes, in their order."
-    groups, found = defaultdict(list), [None] * len(inputs)
-    for i, x in enumerate(inputs): groups[tuple(x.shape)].append(i)
+    "`read(net(batch))` for inputs of any shapes, in their order; nothing is found where an input is missing."
+    groups, found = defaultdict(list), [[] for _ in inputs]
+    for i, x in enumerate(inputs):
+        if x is not None: groups[tuple(x.shape)].append(i)
     for group in groups.values():
         for part in (group[i:i + size] for i in range(0, len(group), size)):
             for i, events in zip(part, read(net(torch.stack([inputs[i] for i in part])))): found[i] = events
@@ -233,13 +235,13 @@ def _in_batches(net, inputs, read, size=32):
 def see_all(clips: list, detectors: Detectors | None = None) -> list:
     "For every `Clip`, the list of `Seen` events of its pictures."
     d = detectors or load_detectors()
-    return _in_batches(d.watcher, [picture_input(c.video, c.fps) for c in clips],
+    return _in_batches(d.watcher, [None if c.video is None else picture_input(c.video, c.fps) for c in clips],
                        lambda out: read_sightings(out, d.kinds, d.threshold[0], d.bias[0]))
 
 def hear_all(clips: list, detectors: Detectors | None = None) -> list:
     "For every `Clip`, the list of `Heard` events of its sound."
     d = detectors or load_detectors()
-    return _in_batches(d.listener, [sound_input(c.audio, c.sample_rate) for c in clips],
+    return _in_batches(d.listener, [None if c.audio is None else sound_input(c.audio, c.sample_rate) for c in clips],
                        lambda out: read_soundings(out, d.kinds, d.threshold[1], d.bias[1]))
 
 def see_events(
@@ -361,7 +363,7 @@ def damage_sound(mel, basis, g):
     held = mel[torch.arange(len(mel)), torch.randint(mel.shape[1], (len(mel),), generator=g)][:, None].expand_as(mel)
     mel = torch.where(quiet < 0.1, held, mel).where(quiet >= 0.04, torch.tensor(floor))                    # a lasting sound; silence
     mel = mel + d.uniform(-1.5, 0.5) + d.perhaps(0.3, d.uniform(-1, 1), 0.0) * torch.linspace(-1, 1, mel.shape[-1])
-    keep, noise = torch.randint(6, 33, (len(mel),), generator=g), d.perhaps(0.5, d.uniform(0, 0.15), 0.0).flatten()
+    keep, noise = torch.randint(6, 33, (len(mel),), generator=g), d.perhaps(0.5, d.uniform(0, 0.3), 0.0).flatten()
     mel = d.perhaps(0.6, forgetful(mel, SOUND_BLOCK, basis, keep, noise, g), mel)
     mel = d.perhaps(0.3, _mix(mel, 1, d.uniform(0, 0.33)), mel)
     mel = d.perhaps(0.3, _mix(mel, 2, d.uniform(0, 0.33)), mel)
@@ -402,14 +404,15 @@ def rows_of(rows, picked, alive):
 # %% ../nbs/00bb_detect.ipynb #train
 def fit_detector(net, step, n, passes, checkpoint, seed=0, batch=16, lr=3e-3, note=print):
     "Train `net` with `step(clips, generator) -> loss` on `n` clips; goes on from `checkpoint` if there is one."
-    steps, batches = passes * (n // batch), n // batch
+    batches, asked = n // batch, dict(n=n, passes=passes, seed=seed)
     opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=passes * batches, pct_start=0.1)
     parts, first = dict(net=net, opt=opt, schedule=schedule), 0
-    if Path(checkpoint).exists():
+    if (checkpoint := Path(checkpoint)).exists():
         state = torch.load(checkpoint, weights_only=True)
-        first = state.pop("passes")
-        for k, v in state.items(): parts[k].load_state_dict(v)
+        if state["asked"] != asked: raise ValueError(f"{checkpoint} was made with {state['asked']}, asked is {asked}: delete it or choose another folder")
+        first = state["done"]
+        for k in parts: parts[k].load_state_dict(state[k])
     for p in range(first, passes):
         net.train()
         order, total = rng(seed, "order", p).permutation(n), 0.0
@@ -420,7 +423,8 @@ def fit_detector(net, step, n, passes, checkpoint, seed=0, batch=16, lr=3e-3, no
             opt.step(); schedule.step()
             total += loss.item()
         note(f"pass {p + 1} of {passes}: loss {total / batches:.3f}")
-        torch.save(dict(passes=p + 1, **{k: v.state_dict() for k, v in parts.items()}), checkpoint)
+        torch.save(dict(done=p + 1, asked=asked, **{k: v.state_dict() for k, v in parts.items()}), part := checkpoint.with_suffix(".part"))
+        part.replace(checkpoint)
     return net.eval()
 
 # %% ../nbs/00bb_detect.ipynb #steps
@@ -501,7 +505,10 @@ def nearest(a, b) -> np.ndarray:
     if not len(a): return np.array([np.inf])
     return np.abs(np.subtract.outer(a, b)).min(1) if len(b) else np.full(len(a), np.inf)
 
-def _median(x): return float(np.median(x[np.isfinite(x)])) if np.isfinite(x).any() else float("nan")
+def _of_found(average, x):
+    "The average of the finite values; NaN if there are none."
+    x = np.asarray(x)[np.isfinite(x)]
+    return float(average(x)) if len(x) else float("nan")
 
 @dataclass(frozen=True)
 class Agreement:
@@ -516,7 +523,7 @@ def agreement(heard: list, seen: list) -> Agreement:
     "Agreement of times heard and seen, a list per clip."
     to_seen = np.concatenate([nearest(h, s) for h, s in zip(heard, seen)])
     to_heard = np.concatenate([nearest(s, h) for h, s in zip(heard, seen)])
-    return Agreement(_median(to_seen), _median(to_heard), float((to_seen <= 0.1).mean()), float((to_heard <= 0.1).mean()), f1(heard, seen, 0.1))
+    return Agreement(_of_found(np.median, to_seen), _of_found(np.median, to_heard), float((to_seen <= 0.1).mean()), float((to_heard <= 0.1).mean()), f1(heard, seen, 0.1))
 
 # %% ../nbs/00bb_detect.ipynb #derange
 def derangement(n: int, *key) -> np.ndarray:
@@ -531,8 +538,8 @@ def bootstrap_ratio(matched: list, shuffled: list, seed=0, draws=1000) -> tuple:
     both = [np.concatenate([row[i] for row in shuffled]) for i in range(n)]
     for _ in range(draws):
         clips = r.integers(n, size=n)
-        ratios.append(_median(np.concatenate([matched[i] for i in clips])) / _median(np.concatenate([both[i] for i in clips])))
-    return tuple(float(q) for q in np.nanquantile(ratios, [0.025, 0.975]))
+        ratios.append(np.divide(*(_of_found(np.median, np.concatenate([rows[i] for i in clips])) for rows in (matched, both))))
+    return tuple(_of_found(lambda x: np.quantile(x, q), ratios) for q in (0.025, 0.975))
 
 # %% ../nbs/00bb_detect.ipynb #report
 @dataclass(frozen=True)
@@ -570,7 +577,7 @@ def sync_of_times(heard: list, seen: list, seed=0, shuffles=8) -> SyncReport:
     orders = [derangement(n, seed, i) for i in range(shuffles)]
     matched = agreement(heard, seen)
     chance = [agreement(heard, [seen[j] for j in order]) for order in orders]
-    mean = Agreement(*(float(np.nanmean([getattr(a, f) for a in chance])) for f in Agreement.__dataclass_fields__))
+    mean = Agreement(*(_of_found(np.mean, [getattr(a, f) for a in chance]) for f in Agreement.__dataclass_fields__))
     own = [nearest(h, s) for h, s in zip(heard, seen)]
     others = [[nearest(heard[i], seen[j]) for i, j in enumerate(order)] for order in orders]
     return SyncReport(n, sum(map(len, heard)), sum(map(len, seen)), sum(not h for h in heard), sum(not s for s in seen),

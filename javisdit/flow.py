@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['per_sample', 'noisify', 'logit_normal', 'shift_ratio', 'shift_times', 'velocity_loss', 'flow_loss', 'time_grid',
-           'euler', 'guided', 'linear_velocity']
+           'euler', 'guided', 'sample_latents', 'linear_velocity', 'read_log', 'plot_log']
 
 # %% ../nbs/04a_flow.ipynb #imports
+import json
 import math
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from .core import ClipConfig, ceil_to
+from .core import ClipConfig
 
 # %% ../nbs/04a_flow.ipynb #noisify
 def per_sample(t: Tensor, x: Tensor) -> Tensor:
@@ -82,6 +85,25 @@ def guided(v_text, v_null, guidance: float):
     "Classifier-free guidance on tuples: away from the null prediction, by `guidance` (1 = none)."
     return tuple(n + guidance * (c - n) for c, n in zip(v_text, v_null))
 
+# %% ../nbs/04a_flow.ipynb #sample
+@torch.no_grad()
+def sample_latents(
+    dit,                     # `JavisDiT`
+    cond,                    # its `Conditions` for b clips
+    noise,                   # (video, audio) noise to start from
+    times: Tensor,           # (n + 1,) from `time_grid`
+    guidance: float = 1.0,   # 1 = follow the caption as learned
+    on_step=None,            # called as `on_step(i, t, x)`
+):                           # (video, audio) latents
+    "Guided Euler sampling of both streams at once (App. C.1)."
+    if not math.isfinite(guidance): raise ValueError(f"guidance {guidance}: a finite number is needed, 1 for none")
+    both = None if guidance == 1 else dit.guided(cond)
+    def velocity(x, t):
+        if both is None: return dit(*x, (1000 * t).expand(len(x[0])), cond)
+        v = dit(*(torch.cat([a, a]) for a in x), (1000 * t).expand(2 * len(x[0])), both)
+        return guided(*zip(*(a.chunk(2) for a in v)), guidance)
+    return euler(velocity, noise, times.to(noise[0]), on_step)
+
 # %% ../nbs/04a_flow.ipynb #baseline
 def linear_velocity(xt: Tensor, t: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     "The best affine guess of the velocity from one value of `xt` (b c ...), given the data's `mean` and `var` (c,) of each channel."
@@ -89,3 +111,19 @@ def linear_velocity(xt: Tensor, t: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     t, mean, var = per_sample(t, xt), mean.view(shape), var.view(shape)
     gain = ((1 - t) * var - t) / ((1 - t) ** 2 * var + t**2)
     return mean + gain * (xt - (1 - t) * mean)
+
+# %% ../nbs/04a_flow.ipynb #log
+def read_log(path) -> list[dict]:
+    "Rows of a training log in order of their steps; of a step that a resumed run repeated, the later row."
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return sorted({(r["step"], "valid_video" in r): r for r in rows}.values(), key=lambda r: r["step"])
+
+def plot_log(path):
+    "Figure with the loss curves of both streams."
+    rows = read_log(path)
+    fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
+    for ax, stream in zip(axes, ("video", "audio")):
+        for key, style in ((stream, dict(lw=0.8, alpha=0.6, label="training")), (f"valid_{stream}", dict(marker="o", ms=3, label="held out, averaged weights"))):
+            ax.plot([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r], **style)
+        ax.set(xlabel="step", title=f"{stream} velocity loss"); ax.legend(frameon=False)
+    return fig

@@ -12,7 +12,7 @@ import html
 import io
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from itertools import chain
@@ -95,7 +95,7 @@ def media_errors(path):
     "Whatever goes wrong with the file at `path` inside this block becomes a `MediaError`."
     try: yield
     except MediaError: raise
-    except av.error.InvalidDataError as e: raise MediaError(path, "is not a media file, or is damaged or cut short", REMEDY) from e
+    except (av.error.InvalidDataError, EOFError) as e: raise MediaError(path, "is not a media file, or is damaged or cut short", REMEDY) from e
     except Exception as e: raise MediaError(path, f"cannot be used ({type(e).__name__}: {e})", REMEDY) from e
 
 @contextmanager
@@ -204,7 +204,7 @@ def _pictures_decord(path, times, size):
 def _frames_from(container, stream, info, start):
     "(seconds, picture) pairs; the first is on screen at `start`, or was before."
     for target in (start, start - 5, 0):               # a seek may land late: then step back, at last to the beginning
-        container.seek(_stamp(stream, target + info.clock), stream=stream)
+        _seek(container, stream, target + info.clock)
         pairs = ((f.time - info.clock, f) for f in container.decode(stream))
         first = next(pairs, None)
         if first and first[0] <= start + SLACK: break
@@ -223,7 +223,10 @@ def _pictures_av(container, path, info, times, size):
     if len(out) < len(times): raise MediaError(path, f"ends after {end:.3f} s although it claims {info.seconds:.3f} s: it is cut short", REMEDY)
     return np.concatenate(out)
 
-def _stamp(stream, seconds): return max(int(seconds / stream.time_base), stream.start_time or 0)
+def _seek(container, stream, seconds):
+    "Go to a key frame at or before a time of the file's own clock."
+    early = float((stream.start_time or 0) * stream.time_base) + 0.5
+    container.seek(0) if seconds < early else container.seek(int(seconds / stream.time_base), stream=stream)
 
 # %% ../nbs/00a_media.ipynb #sound
 def _mono(frame):
@@ -236,7 +239,7 @@ def _mono(frame):
 def _sound(container, path, clock, start, seconds, sample_rate):
     "`(n,)` samples from `start` on; silence where the track has none."
     stream, margin, wave, at = container.streams.audio[0], 0.1, None, 0
-    container.seek(_stamp(stream, start + clock - 5 * margin), stream=stream)
+    _seek(container, stream, start + clock - 5 * margin)
     for frame in container.decode(stream):
         x, rate = _mono(frame), frame.sample_rate
         place = at if frame.time is None else round((frame.time - clock - start + margin) * rate)
@@ -399,32 +402,35 @@ def plot(
     width: float = 9.0,         # inches
 ) -> Picture:
     "A filmstrip over the log-mel spectrogram, on one axis of seconds."
-    end, shape = self.seconds, (1, 1) if self.video is None else self.video.shape[1:3]
-    strip = width * 0.9 / pictures * shape[0] / shape[1] if self.video is not None else 0.01
-    figure = Picture(figsize=(width, strip + 1.9), layout="constrained", dpi=72)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(strip, 1.5))
-    if self.video is not None: _filmstrip(above, self.video, self.fps, end, pictures)
-    if self.audio is not None: _spectrogram(below, self.audio, self.sample_rate)
-    for axis in (above, below):
+    strip = 0.0 if self.video is None else 0.9 * width / pictures * self.video.shape[1] / self.video.shape[2]
+    mel = 0.0 if self.audio is None else 1.5
+    figure = Picture(figsize=(width, strip + mel + 0.5), layout="constrained", dpi=72)
+    heights = [h for h in (strip, mel) if h]
+    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    if strip: _filmstrip(axes[0], self.video, self.fps, self.seconds, pictures)
+    if mel: _spectrogram(axes[-1], self.audio, self.sample_rate)
+    for axis in axes:
         for t in marks: axis.axvline(t, color="#e8590c", lw=1)
-    above.set(yticks=[], xlim=(0, end), title=title)
-    above.spines[:].set_visible(False); above.tick_params(bottom=False, labelbottom=False)
-    below.set(xlabel="seconds", ylabel="Hz")
+    axes[0].set_title(title)
+    axes[-1].set(xlim=(0, self.seconds), xlabel="seconds")
     return figure
 
 def _filmstrip(axis, video, fps, end, n):
     times = (np.arange(n) + 0.5) * end / n
     for t, frame in zip(times, video[shown(np.arange(len(video)) / fps, times)]):
         axis.imshow(frame, extent=(t - 0.48 * end / n, t + 0.48 * end / n, 0, 1), aspect="auto", interpolation="nearest")
-    axis.set_ylim(0, 1)
+    axis.set(ylim=(0, 1), yticks=[])
+    axis.spines[:].set_visible(False)
+    axis.tick_params(bottom=False)
 
 def _spectrogram(axis, wave, rate):
     config, rows = ClipConfig(sample_rate=rate), 1 + len(wave) // 160
     mel, step = log_mel(torch.from_numpy(wave)[None], config, frames=rows)[0], config.hop / rate
-    axis.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", vmin=LOG_FLOOR, vmax=4, extent=(-step / 2, (rows - 0.5) * step, -0.5, config.n_mels - 0.5))
+    axis.imshow(mel.T.numpy(), origin="lower", aspect="auto", cmap="magma", vmin=LOG_FLOOR, vmax=4, extent=(-step / 2, (rows - 0.5) * step, -0.5, config.n_mels - 0.5))
     centres = mel_basis(rate, config.n_fft, config.n_mels).argmax(1) * rate / config.n_fft
     ticks = [f for f in (250, 500, 1000, 2000, 4000) if f < rate / 2]
     axis.set_yticks([int((centres - f).abs().argmin()) for f in ticks], ticks)
+    axis.set_ylabel("Hz")
 
 # %% ../nbs/00a_media.ipynb #show
 class Player(str):
@@ -456,5 +462,5 @@ def _repr_html_(self: Clip):
     write_clip(self, file, enlarge=2)
     text = html.escape(repr(self))
     if file.tell() <= 36000: return f"{_player('data:video/mp4;base64,' + base64.b64encode(file.getvalue()).decode(), 256)}<br>{text}"
-    self.plot().savefig(file := io.BytesIO(), format="png", dpi=60)
-    return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"><br>{text}'
+    self.plot().savefig(file := io.BytesIO(), format="jpeg", dpi=60)
+    return f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"><br>{text}'

@@ -8,11 +8,11 @@ __all__ = ['KINDS', 'COLORS', 'SIDES', 'SPLITS', 'FLOOR', 'GROUND', 'ACTION', 'W
            'ONE', 'FINITE', 'TWO', 'THREE', 'STILL', 'COLUMNS', 'Subject', 'Event', 'Scene', 'Kind', 'Pose', 'circle',
            'ellipse', 'box', 'line', 'mix', 'draw_lamp', 'draw_drum', 'draw_ball', 'draw_bell', 'draw_bird',
            'draw_frog', 'draw_robot', 'draw_car', 'draw_kettle', 'sound_lamp', 'sound_drum', 'sound_ball', 'sound_bird',
-           'sound_bell', 'speed', 'travel', 'sound_car', 'sound_frog', 'sound_kettle', 'sound_robot', 'draw_times',
+           'sound_bell', 'sound_frog', 'sound_robot', 'speed', 'travel', 'sound_car', 'sound_kettle', 'draw_times',
            'pick', 'held_out', 'third', 'draw_cast', 'draw_groups', 'propose', 'draw_events', 'allowed', 'draw_scene',
            'action', 'bounce', 'drive', 'motion', 'layers', 'sprite', 'home', 'span', 'backdrop', 'render', 'box_of',
-           'pitch_of', 'play', 'WorldClip', 'make_clip', 'world_clip', 'running_clip', 'label', 'when', 'phrases',
-           'tidy', 'describe', 'describe_one', 'describe_several', 'describe_still', 'truth_of', 'read_truth',
+           'pitch_of', 'play', 'label', 'when', 'phrases', 'tidy', 'describe', 'describe_one', 'describe_several',
+           'describe_still', 'WorldClip', 'make_clip', 'world_clip', 'running_clip', 'truth_of', 'read_truth',
            'replace_text', 'write_one', 'is_complete', 'manifest_row', 'write_manifest', 'claim', 'check_request',
            'write_world', 'javisdit_world']
 
@@ -91,7 +91,6 @@ class Pose:
 
 FLOOR, GROUND, ACTION = 0.86, 0.70, 0.40   # where sprites stand, where the ground begins (shares of the height); seconds of a struck action
 
-# %% ../nbs/00b_world.ipynb #shapes
 WHITE, BLACK, GREY, BRASS = (255, 252, 240), (18, 18, 22), (150, 150, 156), (255, 190, 60)
 
 def circle(u, v, x, y, r): return np.sqrt((u - x) ** 2 + (v - y) ** 2) - r
@@ -144,7 +143,6 @@ def draw_bell(u, v, p):
 
 # %% ../nbs/00b_world.ipynb #draw-alive
 def draw_bird(u, v, p):
-    lift = 0.95 * p.act
     yield box(u, v, 0, 0.88, 1.0, 0.09), (116, 78, 48), 1                # its branch
     for s in (-1, 1):
         yield line(u, v, s * 0.35, 0.05, s * (0.5 + 0.75 * p.act), 0.55 - 1.45 * p.act, 0.24), mix(p.color, WHITE, 0.75), p.act
@@ -230,6 +228,15 @@ def sound_bell(t, pitch, seconds, noise):
     partials = ((1, 0.3, 0.3), (2.0, 0.2, 0.2), (2.76, 0.22, 0.16), (5.4, 0.15, 0.1))
     return sum(a * np.sin(2 * np.pi * 540 * pitch * r * t) * np.exp(-t / d) for r, a, d in partials)
 
+def sound_frog(t, pitch, seconds, noise):
+    w = 2 * np.pi * 62 * pitch * t
+    return 0.55 * np.sin(6 * w + 1.5 * np.sin(w)) * (0.6 + 0.4 * np.cos(w)) * np.exp(-t / 0.3)
+
+def sound_robot(t, pitch, seconds, noise):
+    w = _sweep(t, 3400 * pitch, 260 * pitch, 0.11)
+    return 0.45 * np.sin(w + 2 * np.sin(0.5 * w)) * np.exp(-t / 0.25)
+
+# %% ../nbs/00b_world.ipynb #sounds-continuous
 def speed(part):
     "Speed of a car during its drive, as a share of its top speed: off at once, fastest in the middle."
     return 0.35 + 0.65 * np.sin(np.pi * part)
@@ -243,20 +250,11 @@ def sound_car(t, pitch, seconds, noise):
     w = 2 * np.pi * turns
     return (0.3 + 0.4 * speed(t / seconds)) * (sum(np.sin(k * w) / k for k in range(1, 7)) * 0.6 + 0.08 * noise)
 
-def sound_frog(t, pitch, seconds, noise):
-    w = 2 * np.pi * 62 * pitch * t
-    return 0.55 * np.sin(6 * w + 1.5 * np.sin(w)) * (0.6 + 0.4 * np.cos(w)) * np.exp(-t / 0.3)
-
 def sound_kettle(t, pitch, seconds, noise):
     w = _sweep(t, 1500 * pitch, 2000 * pitch, 0.15)
     hiss = noise - np.concatenate([noise[:1], noise[:-1]])
     return 0.22 * hiss + 0.25 * np.sin(w)
 
-def sound_robot(t, pitch, seconds, noise):
-    w = _sweep(t, 3400 * pitch, 260 * pitch, 0.11)
-    return 0.45 * np.sin(w + 2 * np.sin(0.5 * w)) * np.exp(-t / 0.25)
-
-# %% ../nbs/00b_world.ipynb #cast
 CAST = dict(
     lamp  =Kind(draw_lamp,   sound_lamp,   (-1.3, -1.7, 1.3, 1.05), 3, (2,)),
     drum  =Kind(draw_drum,   sound_drum,   (-1.35, -1.6, 1.35, 1.05), 2, (3,)),
@@ -475,39 +473,6 @@ def play(scene, clip):
     stems *= min(1, 0.85 / max(np.abs(stems.sum(0)).max(), 1e-9))
     return (np.floor(stems * 32768 + 0.5) / 32768).astype(np.float32)
 
-# %% ../nbs/00b_world.ipynb #world-clip
-@dataclass
-class WorldClip:
-    "A clip and everything that is true about it."
-    clip: Clip
-    caption: str
-    events: list         # of `Event`, by onset
-    subjects: list       # of `Subject`
-    stems: np.ndarray    # (subjects, n) float32, sums to `clip.audio`
-    labels: dict         # cat0_ind ... cat4_ind
-
-def make_clip(scene, clip, caption=None):
-    "Paint, play and describe a scene."
-    video, stems = render(scene, clip), play(scene, clip)
-    return WorldClip(Clip(video, stems.sum(0), clip.fps, clip.sample_rate), caption or describe(scene), scene.events, scene.subjects, stems, label(scene))
-
-def world_clip(
-    index: int,                # which clip
-    seed: int = 0,             # which world
-    split: str = "train",      # one of `SPLITS`
-    clip: ClipConfig = None,   # geometry, default `tiny().clip`
-) -> WorldClip:
-    "Clip `index` of the world `(seed, split)`: the same everywhere, however many are made."
-    clip = clip or tiny().clip
-    return make_clip(draw_scene(index, seed, split, clip.seconds), clip)
-
-def running_clip(clip: ClipConfig = None) -> WorldClip:
-    "The clip that the whole book follows: a red ball bounces twice on the left."
-    clip = clip or tiny().clip
-    ball = Subject("ball", "red", 0.18, "left", 0.26)
-    events = [Event(0, "ball", t, t + ACTION) for t in (0.5, 1.3)]
-    return make_clip(Scene([ball], events, clip.seconds, ("running",)), clip, "a red ball bounces twice on the left")
-
 # %% ../nbs/00b_world.ipynb #labels
 TAXONOMY = dict(   # JavisBench's aspects in the order of its columns cat0_ind ... cat4_ind, and their categories
     event_scenario=("Natural", "Urban", "Living", "Industrial", "Virtual"),
@@ -568,7 +533,8 @@ def phrases(r, scene, i, timed):
     s, onsets = scene.subjects[i], [e.onset for e in scene.events if e.subject == i]
     size = "small" if s.size < 0.187 else "big"
     if len(scene.subjects) > 1 or r.random() < 0.67: size = ""             # several subjects are all of one size
-    does, doing = pick(r, VERBS[s.kind].split(", ")).split("|")
+    verbs = VERBS[s.kind].split(", ")
+    does, doing = pick(r, verbs, [3] + [1] * (len(verbs) - 1)).split("|")   # the plain word more often
     n = len(onsets)
     sounds = f"the {SOUNDS[s.kind]}" if n == 1 else f"{('two', 'three')[n - 2]} {SOUNDS[s.kind]}s" if n else ""
     return dict(who=tidy(f"a {size} {s.color} {s.kind}"), does=does, doing=doing, count=pick(r, COUNTS[n]) if n else "", sounds=sounds,
@@ -591,7 +557,8 @@ def describe(scene):
 def describe_one(r, scene, i):
     "One subject acts; beside a silent one it gets a plain sentence."
     forms = ONE if len(scene.subjects) == 1 else FINITE
-    return tidy(pick(r, forms).format(**phrases(r, scene, i, r.random() < 0.55)))
+    plain = [6] + [1] * (len(forms) - 1)
+    return tidy(pick(r, forms, plain).format(**phrases(r, scene, i, r.random() < 0.5)))
 
 def describe_several(r, scene, acting):
     "Two or three subjects: one after the other, at once, or mixed."
@@ -609,6 +576,39 @@ def describe_still(r, scene, i, text):
     p = phrases(r, scene, i, False)
     still = tidy(pick(r, STILL).format(still=p["who"], where=p["where"]))
     return pick(r, (f"{text} while {still}", f"{still} while {text}", f"{still} and {text}"))
+
+# %% ../nbs/00b_world.ipynb #world-clip
+@dataclass
+class WorldClip:
+    "A clip and everything that is true about it."
+    clip: Clip
+    caption: str
+    events: list         # of `Event`, by onset
+    subjects: list       # of `Subject`
+    stems: np.ndarray    # (subjects, n) float32, sums to `clip.audio`
+    labels: dict         # cat0_ind ... cat4_ind
+
+def make_clip(scene, clip, caption=None):
+    "Paint, play and describe a scene."
+    video, stems = render(scene, clip), play(scene, clip)
+    return WorldClip(Clip(video, stems.sum(0), clip.fps, clip.sample_rate), caption or describe(scene), scene.events, scene.subjects, stems, label(scene))
+
+def world_clip(
+    index: int,                # which clip
+    seed: int = 0,             # which world
+    split: str = "train",      # one of `SPLITS`
+    clip: ClipConfig = None,   # geometry, default `tiny().clip`
+) -> WorldClip:
+    "Clip `index` of the world `(seed, split)`: the same everywhere, however many are made."
+    clip = clip or tiny().clip
+    return make_clip(draw_scene(index, seed, split, clip.seconds), clip)
+
+def running_clip(clip: ClipConfig = None) -> WorldClip:
+    "The clip that the whole book follows: a red ball bounces twice on the left."
+    clip = clip or tiny().clip
+    ball = Subject("ball", "red", 0.18, "left", 0.26)
+    events = [Event(0, "ball", t, t + ACTION) for t in (0.5, 1.3)]
+    return make_clip(Scene([ball], events, clip.seconds, ("running",)), clip, "a red ball bounces twice on the left")
 
 # %% ../nbs/00b_world.ipynb #write-one
 COLUMNS = ("path", "id", "relpath", "num_frames", "height", "width", "aspect_ratio", "fps", "resolution", "audio_path", "audio_fps", "text",
@@ -670,7 +670,6 @@ def write_manifest(out, n, clip):
     os.replace(tmp, out / "manifest.csv")
     return out / "manifest.csv"
 
-# %% ../nbs/00b_world.ipynb #write-world
 def claim(out, seed, split, clip):
     "Make `out` the folder of one world; a folder of another world is an error."
     mine = json.loads(json.dumps(dict(seed=seed, split=split, clip=asdict(clip))))
@@ -692,6 +691,7 @@ def check_request(n, seed, split, workers, clip):
     if clip.height < 16 or clip.width < 16 or clip.height % 2 or clip.width % 2:
         raise ValueError(f"pictures of {clip.height}x{clip.width} cannot be written: give even sides of at least 16 pixels")
 
+# %% ../nbs/00b_world.ipynb #write-world
 def write_world(
     out,                      # folder, made if missing
     n: int,                   # clips
@@ -714,6 +714,7 @@ def write_world(
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool: list(bar(pool.map(one, missing, chunksize=8)))
     return write_manifest(out, n, clip)
 
+# %% ../nbs/00b_world.ipynb #command
 @call_parse
 def javisdit_world(
     out: Path = None,       # folder for clips, truth and manifest.csv (must be given)

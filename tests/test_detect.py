@@ -119,6 +119,7 @@ def test_clips_do_not_depend_on_their_batch(clips):
 def test_very_short_clips():
     for n in (1, 2, 5): assert see_events(np.zeros((n, 32, 32, 3), np.uint8), 24) == []
     assert hear_events(np.zeros(100, np.float32), 16000) == []
+    assert see_all([Clip(None, None)]) == hear_all([Clip(None, None)]) == [[]]
 
 def brute(a, b, tolerance):
     best = (0, 0.0)

@@ -35,6 +35,11 @@ def inputs(b=3, frames=5, rows=8, seed=0):
     return draw(b, 6, frames, 4, 6), draw(b, 4, rows, 1), torch.rand(b, generator=g) * 1000, cond
 
 
+def close(a, b, tolerance=1e-5):
+    "Equal to `tolerance` of the largest value, or absolutely where that is below 1."
+    assert (a - b).abs().max() <= tolerance * max(1, b.abs().max())
+
+
 VARIANTS = [("paper", "windows"), ("paper", "seconds"), ("paper", "global"), ("released", "global"), ("released", "windows")]
 
 
@@ -71,7 +76,7 @@ def test_a_clip_does_not_depend_on_its_batch(layout, bi):
         together = model(video, audio, t, c := model.conditions(**cond))
         for i in range(3):
             alone = model(video[i:i + 1], audio[i:i + 1], t[i:i + 1], c[i:i + 1])
-            for a, b in zip(together, alone): torch.testing.assert_close(a[i:i + 1], b, atol=1e-5, rtol=1e-5)
+            for a, b in zip(together, alone): close(a[i:i + 1], b)
 
 
 @pytest.mark.parametrize("layout, bi", VARIANTS)
@@ -83,7 +88,7 @@ def test_guided_conditions_are_the_two_halves(layout, bi):
         null = model.conditions(**cond, drop=type(draw_drops(3, 0.5, generator(0)))(everything, everything, everything))
         both = model(video.repeat(2, 1, 1, 1, 1), audio.repeat(2, 1, 1, 1), t.repeat(2), model.guided(c))
         for half, expected in zip((slice(0, 3), slice(3, 6)), (model(video, audio, t, c), model(video, audio, t, null))):
-            for a, b in zip(both, expected): torch.testing.assert_close(a[half], b, atol=1e-5, rtol=1e-5)
+            for a, b in zip(both, expected): close(a[half], b)
 
 
 @pytest.mark.parametrize("layout", ["paper", "released"])
@@ -95,12 +100,12 @@ def test_prior_scopes(layout):
         assert torch.equal(run(c, "sample"), run(c, "pair")), "without guidance a pair is a sample"
         assert (run(c, "sample") - run(c, "batch")).abs().max() > 1e-3
         one = slice(0, 1)
-        torch.testing.assert_close(run(c[one], "batch", one), run(c[one], "sample", one))
+        close(run(c[one], "batch", one), run(c[one], "sample", one))
         double = lambda c: model(video[:len(c) // 2].repeat(2, 1, 1, 1, 1), audio[:len(c) // 2].repeat(2, 1, 1, 1), t[:len(c) // 2].repeat(2), c, prior_scope="pair").video
         pair, alone = double(model.guided(c)), double(model.guided(c[one]))
-        torch.testing.assert_close(pair[[0, 3]], alone, atol=1e-5, rtol=1e-5)
+        close(pair[[0, 3]], alone)
         both = model(video[:1].repeat(2, 1, 1, 1, 1), audio[:1].repeat(2, 1, 1, 1), t[:1].repeat(2), model.guided(c[one]), prior_scope="batch").video
-        torch.testing.assert_close(alone, both)
+        close(alone, both)
     with pytest.raises(ValueError, match="prior_scope"): run(c, "everyone")
 
 
