@@ -15,7 +15,7 @@ import math
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -214,8 +214,9 @@ def read(self: ClipDataset, row: Row) -> Clip:
     return clip if row.audio_path is None else replace(clip, audio=read_audio(row.audio_path, c.sample_rate, start, c.seconds))
 
 # %% ../nbs/03a_data.ipynb #batch
-class Batch(NamedTuple):
-    "What one training step gets."
+@dataclass(frozen=True, eq=False)
+class Batch:
+    "What one training step gets. (Not a tuple: fastai takes tuples apart and rebuilds them.)"
     video: Tensor       # (b c t h w) latents
     audio: Tensor       # (b c t m) latents
     text: Tensor        # (b l d) states of the text encoder
@@ -225,9 +226,11 @@ class Batch(NamedTuple):
     width: Tensor       # (b,) pixels
     index: Tensor       # (b,) place in the data set
 
+    def __iter__(self): return (getattr(self, f.name) for f in fields(self))
     def to(self, device):
         "The batch on another device."
         return Batch(*(x.to(device, non_blocking=True) for x in self))
+    def pin_memory(self): return Batch(*(x.pin_memory() for x in self))
 
 def collate(items: list[Batch]) -> Batch:
     "Single clips to a batch."
@@ -267,7 +270,7 @@ def loader(
     generator: torch.Generator | None = None,   # of the order; None: in order
     drop_last: bool = False,                    # whether a smaller last batch is left out
 ) -> DataLoader:                                # of `Batch`
-    "Batches for PyTorch and fastai alike; equal generators give equal orders."
+    "Batches in a generator's order; equal generators give equal orders. (fastai wants each as a tuple `(batch,)`.)"
     return DataLoader(latents, batch_size, shuffle=generator is not None, generator=generator, collate_fn=collate, drop_last=drop_last)
 
 def split(
