@@ -7,8 +7,8 @@ __all__ = ['LAYOUTS', 'CLOCKS', 'TOKEN_FLAG', 'sinusoid', 'TimestepEmbedder', 'P
            'position_2d', 'Modulation', 'norm', 'modulate', 'gated', 'modulations', 'Level', 'StreamStep', 'Step',
            'StreamBlock', 'PriorBlock', 'BiBlock', 'ConditionTokens', 'JointBlock', 'PaperBlock', 'ReleasedBlock',
            'ConditionEmbedder', 'Head', 'Drops', 'draw_drops', 'replace_rows', 'Conditions', 'Velocity', 'JavisDiT',
-           'check_inputs', 'Grid', 'Tables', 'windows_clock', 'seconds_clock', 'token_times', 'any_row', 'first_row',
-           'per_row', 'check_conditions', 'init_linear', 'close_gates', 'open_gates']
+           'Grid', 'Tables', 'windows_clock', 'seconds_clock', 'token_times', 'any_row', 'first_row', 'trim_text',
+           'per_row', 'expect', 'check_inputs', 'check_conditions', 'init_linear', 'close_gates', 'open_gates']
 
 # %% ../nbs/01a_dit.ipynb #imports
 import math
@@ -296,12 +296,12 @@ class Conditions:
     def _tensors(self): return {k: v for k, v in vars(self).items() if k not in ("text_tokens", "guided", "tables") and v is not None}
     def _with(self, tensors, guided): return replace(self, **tensors, guided=guided, tables={})
 
-# %% ../nbs/01a_dit.ipynb #model
 class Velocity(NamedTuple):
     "dx/dt of both latents, in the shapes of the inputs."
     video: torch.Tensor  # (b c t h w)
     audio: torch.Tensor  # (b c t m)
 
+# %% ../nbs/01a_dit.ipynb #model
 class JavisDiT(ModelMixin, ConfigMixin):
     "The joint diffusion transformer; its arguments are the fields of `ModelConfig` (chapter 00)."
     _supports_gradient_checkpointing = True
@@ -362,14 +362,6 @@ def output(self: JavisDiT, video, audio, t, cond, video_generated=None, audio_ge
 def run_block(self: JavisDiT, block, *args):
     "Run a level, keeping no activations under gradient checkpointing."
     return self._gradient_checkpointing_func(block, *args) if self.gradient_checkpointing and torch.is_grad_enabled() else block(*args)
-
-def check_inputs(config, video, audio, cond):
-    "Raise `ValueError` for latents that do not fit the model or the conditions."
-    (at, am), b = config.audio_patch, len(cond)
-    if (len(video), len(audio)) != (b, b): raise ValueError(f"{len(video)} video and {len(audio)} audio latents for conditions of {b} clips: repeat them, or use `guided` conditions with both halves")
-    if (video.shape[1], audio.shape[1]) != (config.video_channels, config.audio_channels):
-        raise ValueError(f"latents have {video.shape[1]} and {audio.shape[1]} channels, expected {config.video_channels} and {config.audio_channels}: use the codecs the model was trained with")
-    if audio.shape[2] % at or audio.shape[3] % am: raise ValueError(f"audio latent of {tuple(audio.shape[2:])} does not divide into patches of {(at, am)}: pad the mel spectrogram")
 
 # %% ../nbs/01a_dit.ipynb #grid
 class Grid(NamedTuple):
@@ -447,6 +439,11 @@ def levels(self: JavisDiT, t, cond, video_generated=None, audio_generated=None):
     return choose(video_generated, self.config.video_patch[0]), choose(audio_generated, self.config.audio_patch[0])
 
 # %% ../nbs/01a_dit.ipynb #make-conditions
+def trim_text(text, mask):
+    "Cut the padding at the end that no row needs: exact, and less to compute. Waits for the device on a GPU."
+    length = int(mask.any(0).nonzero().amax()) + 1
+    return text[:, :length], mask[:, :length]
+
 def per_row(x, b, device): return torch.as_tensor(x, dtype=torch.float32, device=device).expand(b)
 
 @patch
@@ -483,14 +480,28 @@ def guided(self: JavisDiT, cond: Conditions) -> Conditions:
     null = [f(f.null[None, :cond.text_tokens]) for f in (self.video_text, self.audio_text)]
     return cond.cat(replace(cond, keys=self.keys(*null, self.prior.null[None], len(cond))), guided=True)
 
+# %% ../nbs/01a_dit.ipynb #checks
+def expect(ok, message):
+    "Raise `ValueError` with `message` unless `ok`."
+    if not ok: raise ValueError(message)
+
+def check_inputs(config, video, audio, cond):
+    "Raise `ValueError` for latents that do not fit the model or the conditions."
+    (at, am), b, (t, m) = config.audio_patch, len(cond), audio.shape[2:]
+    expect(len(video) == len(audio) == b, f"{len(video)} video and {len(audio)} audio latents for conditions of {b} clips: repeat latents for guided conditions")
+    for name, x, c in (("video", video, config.video_channels), ("audio", audio, config.audio_channels)):
+        expect(x.shape[1] == c, f"{name} latent has {x.shape[1]} channels, expected {c}: use the codecs the model was trained with")
+    expect(t % at == 0 and m % am == 0, f"audio latent of {t} x {m} does not divide into patches of {at} x {am}: pad the mel spectrogram")
+
 def check_conditions(config, text, mask, spatial, temporal):
     "Raise `ValueError` for conditions that do not fit the model."
-    if text.shape[1] > config.text_tokens or text.shape[2] != config.text_channels:
-        raise ValueError(f"text states of shape {tuple(text.shape)}, expected at most {config.text_tokens} tokens of {config.text_channels} channels")
-    if mask is not None and mask.shape != text.shape[:2]: raise ValueError(f"text_mask of shape {tuple(mask.shape)} for text of {tuple(text.shape[:2])}")
-    if (spatial is None) != (temporal is None): raise ValueError("one prior without the other: pass both, or neither for the null prior")
-    if spatial is not None and ((spatial.shape[1], temporal.shape[1]) != tuple(config.prior_tokens) or spatial.shape[2] != config.prior_channels):
-        raise ValueError(f"priors of {tuple(spatial.shape[1:])} and {tuple(temporal.shape[1:])}, expected {tuple(config.prior_tokens)} tokens of {config.prior_channels} channels")
+    l, c = text.shape[1:]
+    expect(l <= config.text_tokens, f"text of {l} tokens, expected at most {config.text_tokens} tokens: cut it")
+    expect(c == config.text_channels, f"text states have {c} channels, expected {config.text_channels}: use the text encoder the model was trained with")
+    expect(mask is None or mask.shape == text.shape[:2], f"text_mask has another shape than text: {None if mask is None else tuple(mask.shape)} for {tuple(text.shape[:2])}")
+    expect((spatial is None) == (temporal is None), "one prior without the other: pass both, or neither for the null prior")
+    for name, x, n in zip(("spatial", "temporal"), (spatial, temporal), config.prior_tokens):
+        expect(x is None or x.shape[1:] == (n, config.prior_channels), f"{name} prior is {None if x is None else tuple(x.shape)}, expected (b, {n}, {config.prior_channels})")
 
 # %% ../nbs/01a_dit.ipynb #init
 def init_linear(layer, generator, how="xavier", parts=1):
@@ -525,6 +536,8 @@ def init_weights(
     (close_gates if kind == "stage3" else open_gates)(self)
     return self
 
+# %% ../nbs/01a_dit.ipynb #gates
+@torch.no_grad()
 def close_gates(model):
     "Stage 3: temporal attentions and the new modules add exactly nothing at first."
     for name, m in model.named_modules():
@@ -533,8 +546,13 @@ def close_gates(model):
         if isinstance(m, PriorCrossAttention): nn.init.zeros_(m.out.weight)
         if isinstance(m, PriorBlock): nn.init.zeros_(m.mlp.fc2.weight)
 
+@torch.no_grad()
 def open_gates(model):
-    "From scratch: everything is connected from the first step."
+    "From scratch: all is connected; each of n residual branches starts at 1/sqrt(n) of its full strength."
+    n = 10 * model.config.depth
     for m in model.modules():
+        if isinstance(m, (SpatialTemporalSelfAttention, CrossAttention)): m.out.weight.mul_(n ** -0.5)
+        if isinstance(m, (StreamBlock, PriorBlock)): m.mlp.fc2.weight.mul_(n ** -0.5)
         if isinstance(m, BiBlock):
+            for layer in (m.attention.video_out, m.attention.audio_out): layer.weight.mul_(n ** -0.5)
             for gain in (m.video_gain, m.audio_gain): nn.init.ones_(gain)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -80,8 +81,6 @@ class MiniLM(nn.Module):
         return TextStates(rows, mask)
 
 # %% ../nbs/00d_encoders.ipynb #minilm-helpers
-from fastcore.basics import patch
-
 @patch
 def tokenize(self: MiniLM, captions: list[str]) -> list[tuple]:
     "Token numbers of each caption with [CLS] and [SEP]; warns once if some captions are cut to `tokens`."

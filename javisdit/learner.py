@@ -55,7 +55,7 @@ class StepLoader:
     def __len__(self): return min(self.block, self.stop - self.step)
     def __iter__(self):
         for _ in range(len(self)):
-            yield tuple(self.latents.batch(self.sampler(self.step)))
+            yield (self.latents.batch(self.sampler(self.step)),)
             self.step += 1
 
 class EvalLoader:
@@ -64,7 +64,7 @@ class EvalLoader:
     def __len__(self): return math.ceil(len(self.latents) / self.batch_size)
     def __iter__(self):
         for i in range(0, len(self.latents), self.batch_size):
-            yield tuple(self.latents.batch(list(range(i, min(i + self.batch_size, len(self.latents))))))
+            yield (self.latents.batch(list(range(i, min(i + self.batch_size, len(self.latents))))),)
 
 # %% ../nbs/04b_learner.ipynb #denoiser
 class Denoiser(nn.Module):
@@ -99,7 +99,7 @@ class FlowCallback(Callback):
         self.ratio = shift_ratio(config.clip, config.train.shift)
 
     def before_batch(self):
-        batch = Batch(*self.xb, *self.yb)
+        batch: Batch = self.xb[0].to(next(self.model.parameters()).device)
         n, training = len(batch.video), self.training
         g = generator(self.seed, "train", self.step) if training else generator(self.seed, "valid", self.iter)
         t = shift_times(logit_normal(n, g) if training else even_times(n), self.ratio)
@@ -234,7 +234,7 @@ def flow_learner(
     out_dir, cfg, start = Path(out_dir), config.train, last_step(out_dir)
     loader = StepLoader(train, StepSampler(len(train), cfg.batch_size, seed), start, cfg.steps, block)
     dls = DataLoaders(loader, EvalLoader(valid, 64), device=next(dit.parameters()).device)
-    adamw = partial(OptimWrapper, opt=torch.optim.AdamW, eps=cfg.eps, weight_decay=cfg.weight_decay)
+    adamw = partial(OptimWrapper, opt=torch.optim.AdamW, eps=cfg.eps, weight_decay=cfg.weight_decay, fused=True)
     named = dict(flow=FlowCallback(config, seed, start), ema=EMACallback(cfg.ema))
     extra = [ScheduleCallback(cfg), GradientClip(cfg.clip), LogCallback(out_dir / "log.jsonl"), CheckpointCallback(out_dir, config)]
     learn = Learner(dls, Denoiser(dit, config), joint_loss, opt_func=adamw, lr=cfg.lr, default_cbs=False,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'COLORS', 'SIDES', 'SPLITS', 'FLOOR', 'GROUND', 'ACTION', 'WHITE', 'BLACK', 'GREY', 'BRASS', 'CAST', 'GAP',
            'LEAD', 'ROOM', 'EXPOSURES', 'EDGE', 'BACKDROPS', 'TAXONOMY', 'VERBS', 'SOUNDS', 'PLACES', 'TIMES', 'COUNTS',
-           'ONE', 'FINITE', 'TWO', 'THREE', 'STILL', 'COLUMNS', 'Subject', 'Event', 'Scene', 'Kind', 'Pose', 'circle',
-           'ellipse', 'box', 'line', 'mix', 'draw_lamp', 'draw_drum', 'draw_ball', 'draw_bell', 'draw_bird',
+           'ONE', 'FINITE', 'TWO', 'THREE', 'STILL', 'COLUMNS', 'ENLARGE', 'Subject', 'Event', 'Scene', 'Kind', 'Pose',
+           'circle', 'ellipse', 'box', 'line', 'mix', 'draw_lamp', 'draw_drum', 'draw_ball', 'draw_bell', 'draw_bird',
            'draw_frog', 'draw_robot', 'draw_car', 'draw_kettle', 'sound_lamp', 'sound_drum', 'sound_ball', 'sound_bird',
            'sound_bell', 'sound_frog', 'sound_robot', 'speed', 'travel', 'sound_car', 'sound_kettle', 'draw_times',
            'pick', 'held_out', 'third', 'draw_cast', 'draw_groups', 'propose', 'draw_events', 'allowed', 'draw_scene',
@@ -635,12 +635,14 @@ def replace_text(path, text):
     tmp.write_text(text)
     os.replace(tmp, path)
 
+ENLARGE = 2   # each pixel is written as 2 x 2, because mp4 keeps one colour for every 2 x 2 block
+
 def write_one(index, out, seed, split, clip):
     "Write clip `index`, unless it is there already. The truth comes last: where it is, the clip is complete."
     video, truth = out / f"{index:06d}.mp4", out / "truth" / f"{index:06d}.json"
     if is_complete(video, truth): return False
     made, tmp = world_clip(index, seed, split, clip), out / f"{index:06d}.part.mp4"
-    write_clip(made.clip, tmp)
+    write_clip(made.clip, tmp, enlarge=ENLARGE)
     os.replace(tmp, video)
     replace_text(truth, json.dumps(truth_of(made, index, seed, split, clip) | dict(bytes=video.stat().st_size)))
     return True
@@ -656,7 +658,8 @@ def manifest_row(index, out, clip):
     d = json.loads((out / "truth" / f"{index:06d}.json").read_text())
     name = f"{index:06d}.mp4"
     path = str((out / name).resolve())
-    values = (path, index, name, clip.frames, clip.height, clip.width, clip.height / clip.width, clip.fps, clip.height * clip.width,
+    h, w = ENLARGE * clip.height, ENLARGE * clip.width
+    values = (path, index, name, clip.frames, h, w, h / w, clip.fps, h * w,
               path, clip.sample_rate, d["caption"], *d["labels"].values(), f"truth/{index:06d}.json")
     return dict(zip(COLUMNS, values))
 

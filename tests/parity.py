@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from javisdit.attention import BiCrossAttention, make_windows, rotary, rotate
 from javisdit.checkpoints import _join, block_names, config_from_reference, from_reference, reference_names, to_reference
-from javisdit.dit import (TOKEN_FLAG, ConditionEmbedder, Head, JavisDiT, Level, PriorBlock, StreamBlock, StreamStep, TimestepEmbedder, modulations,
+from javisdit.dit import (TOKEN_FLAG, ConditionEmbedder, Head, JavisDiT, Level, PriorBlock, StreamBlock, StreamStep, TimestepEmbedder,
                           position_1d, position_2d, replace_rows, sinusoid)
 
 FAMILIES = {}
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
     value: torch.Tensor
     where: torch.Tensor | None = None   # bool, broadcast to value: the part that is compared
     tolerance: float = 1e-5             # absolute
-    row: str = ""                       # of spec/deviations.md, where a part is left out
+    row: str = ""                       # number of the deliberate difference, where a part is left out
 
 
 class Fixture(NamedTuple):

@@ -1,15 +1,16 @@
 "The transformer gives the reference's numbers, has the reference's size, and survives a round trip through its file formats."
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import parity
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from javisdit.checkpoints import from_reference, to_reference
 from javisdit.core import PRESETS, generator, paper, preset, released, tiny
-from javisdit.dit import JavisDiT, draw_drops
+from javisdit.dit import JavisDiT, draw_drops, trim_text
 
 HERE = Path(__file__).parent
 ROTARY = 36     # frequencies that the reference counts as a parameter at full size and we compute
@@ -43,18 +44,30 @@ def close(a, b, tolerance=1e-5):
 VARIANTS = [("paper", "windows"), ("paper", "seconds"), ("paper", "global"), ("released", "global"), ("released", "windows")]
 
 
-def test_parity(tmp_path):
+def test_parity(tmp_path, capsys):
     files = sorted((HERE / "goldens").glob("dit_*"))
     assert len(files) >= 14
-    done = subprocess.run([sys.executable, HERE / "parity.py", "--out", tmp_path, *files], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert parity.main(["--out", str(tmp_path), *map(str, files)]) == 0, capsys.readouterr().out
     assert {f.name for f in tmp_path.iterdir()} == {f.name for f in files}
 
 
-def test_parity_says_what_it_cannot_do(tmp_path):
+def test_parity_needs_no_answers(tmp_path):
+    with safe_open(HERE / "goldens" / "dit_paper_bicross.safetensors", "pt") as f:
+        save_file({k: f.get_tensor(k) for k in f.keys() if k.startswith(("sd/", "in/"))}, tmp_path / "dit_paper_bicross.safetensors", f.metadata())
+    assert parity.main(["--out", str(tmp_path / "ours"), str(tmp_path / "dit_paper_bicross.safetensors")]) == 0
+    assert (tmp_path / "ours" / "dit_paper_bicross.safetensors").exists()
+
+
+def test_parity_fails_on_a_wrong_answer(tmp_path, capsys):
+    tensors = load_file(source := HERE / "goldens" / "dit_paper_bicross.safetensors")
+    with safe_open(source, "pt") as f: save_file({**tensors, "out/case0/x1": tensors["out/case0/x1"] + 1e-3}, tmp_path / source.name, f.metadata())
+    assert parity.main(["--out", str(tmp_path / "ours"), str(tmp_path / source.name)]) == 1 and "FAIL" in capsys.readouterr().out
+
+
+def test_parity_says_what_it_cannot_do(tmp_path, capsys):
     (tmp_path / "unheard_of.json").write_text("{}")
-    done = subprocess.run([sys.executable, HERE / "parity.py", "--out", tmp_path / "out", tmp_path / "unheard_of.json"], capture_output=True, text=True)
-    assert done.returncode != 0 and "not computed yet" in done.stdout
+    assert parity.main(["--out", str(tmp_path / "out"), str(tmp_path / "unheard_of.json")]) == 1
+    assert "not computed yet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -168,3 +181,11 @@ def test_bad_inputs_say_what_is_wrong():
     with pytest.raises(ValueError, match="at most 7 tokens"): model.conditions(**{**cond, "text": torch.zeros(3, 9, 10)})
     with pytest.raises(ValueError, match="video_times"): small_model(bi="seconds")(video, audio, t, model.conditions(**{**cond, "video_times": None}))
     with pytest.raises(ValueError, match="bi 'sometimes'"): small_model(bi="sometimes")
+
+
+def test_trimmed_text_gives_the_same():
+    model, (video, audio, t, cond) = small_model(), inputs()
+    long = {**cond, "text_mask": torch.arange(7) < torch.tensor([4, 3, 1])[:, None]}
+    text, mask = trim_text(long["text"], long["text_mask"])
+    assert text.shape[1] == 4
+    with torch.no_grad(): close(model(video, audio, t, model.conditions(**{**long, "text": text, "text_mask": mask})).video, model(video, audio, t, model.conditions(**long)).video)

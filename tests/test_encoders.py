@@ -32,12 +32,10 @@ def test_frozen(encoder):
     assert not any(p.requires_grad for p in encoder.parameters())
     assert not encoder.train().training and not encoder.model.training
 
-@pytest.mark.parametrize("size", [1, 7, 64])
-def test_does_not_depend_on_the_batch(encoder, size):
-    texts = captions(40)
+def test_does_not_depend_on_the_batch(encoder):
+    texts = captions(20)
     want = torch.cat([encoder([t]).states for t in texts])
-    other = MiniLM(encoder.tokens, batch_size=size)
-    assert (other(texts).states - want).abs().max() < 1e-5
+    for encoder.batch_size in (7, 32): assert (encoder(texts).states - want).abs().max() < 1e-5
 
 def test_order_and_repeats(encoder):
     texts = captions(12)
