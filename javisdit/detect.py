@@ -184,7 +184,7 @@ def read_soundings(out: Soundings, kinds: list, threshold=0.4, bias=0.0) -> list
     heat = out.onset.sigmoid()
     found, anything = [[] for _ in heat], [[] for _ in heat]
     for k in range(heat.shape[1]):
-        for b, t in ((b, t) for b, t in _peaks(heat[:, k], threshold, (4,)) if t > 1):
+        for b, t in ((b, t) for b, t in _peaks(heat[:, k], threshold, (4,)) if t > 7):
             name = kinds[heat[b, 1:, max(t - 2, 0):t + 3].amax(1).argmax() if k == 0 else k - 1]
             (found if k else anything)[b].append(Heard((t + out.offset[b, k, t].item()) / 100 - bias, name, heat[b, k, t].item()))
     found = [_strongest(f, lambda e, k: abs(e.time - k.time) < 0.12 and e.kind == k.kind) for f in found]

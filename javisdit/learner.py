@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['StepSampler', 'StepLoader', 'EvalLoader', 'Denoiser', 'stream_losses', 'joint_loss', 'even_times', 'FlowCallback',
-           'video_loss', 'audio_loss', 'learning_rate', 'ScheduleCallback', 'EMACallback', 'LogCallback', 'save_atomic',
-           'CheckpointCallback', 'save_model', 'last_step', 'claim_run', 'flow_learner', 'train_steps',
+           'video_loss', 'audio_loss', 'learning_rate', 'ScheduleCallback', 'EMACallback', 'JsonLogCallback',
+           'save_atomic', 'CheckpointCallback', 'save_model', 'last_step', 'claim_run', 'flow_learner', 'train_steps',
            'stage_parameters', 'heldout_losses', 'bootstrap', 'heldout_table']
 
 # %% ../nbs/04b_learner.ipynb #imports
@@ -151,7 +151,7 @@ class EMACallback(Callback):
     def after_validate(self): self.swap()
 
 # %% ../nbs/04b_learner.ipynb #log
-class LogCallback(Callback):
+class JsonLogCallback(Callback):
     "Appends losses to `path` as JSON lines, every `every` steps and after each validation; stops on NaN."
     order = 55
     def __init__(self, path: Path, every: int = 10): self.path, self.every, self.rows = Path(path), every, []
@@ -236,7 +236,7 @@ def flow_learner(
     dls = DataLoaders(loader, EvalLoader(valid, 64), device=next(dit.parameters()).device)
     adamw = partial(OptimWrapper, opt=torch.optim.AdamW, eps=cfg.eps, weight_decay=cfg.weight_decay, fused=True)
     named = dict(flow=FlowCallback(config, seed, start), ema=EMACallback(cfg.ema))
-    extra = [ScheduleCallback(cfg), GradientClip(cfg.clip), LogCallback(out_dir / "log.jsonl"), CheckpointCallback(out_dir, config)]
+    extra = [ScheduleCallback(cfg), GradientClip(cfg.clip), JsonLogCallback(out_dir / "log.jsonl"), CheckpointCallback(out_dir, config)]
     learn = Learner(dls, Denoiser(dit, config), joint_loss, opt_func=adamw, lr=cfg.lr, default_cbs=False,
                     metrics=[AvgMetric(video_loss), AvgMetric(audio_loss)], path=out_dir,
                     cbs=[TrainEvalCallback(), Recorder(), ProgressCallback(), *named.values(), *extra, *cbs])
@@ -271,7 +271,7 @@ def heldout_losses(
     train: Latents,          # gives the linear guess its channel statistics
     valid: Latents,          # at least two clips
     seed: int = 0,
-    repeats: int = 8,        # draws of noise per clip
+    repeats: int = 4,        # draws of noise per clip
 ) -> dict[str, Tensor]:      # name -> (n, 2) velocity loss of video, audio per clip
     "Per-clip losses of the model, of the model with a wrong caption, and of the linear guess."
     n, denoise = len(valid), Denoiser(dit, config)

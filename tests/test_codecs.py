@@ -14,7 +14,7 @@ from javisdit.codecs import (AudioCodec, TinyAudioCodec, TinyVideoCodec, VideoCo
 from javisdit.core import ceil_to, paper, tiny
 from javisdit.detect import f1, hear_all, score_events, see_all
 from javisdit.media import Clip, from_model, to_model
-from javisdit.world import world_clip
+from javisdit.world import ENLARGE, world_clip
 
 WEIGHTS = Path(javisdit.__file__).parent / "weights"
 
@@ -26,7 +26,7 @@ def both():
 def worlds(): return [world_clip(i, split="test") for i in range(60)]
 
 @pytest.fixture(scope="module")
-def clips(worlds): return [as_read(w.clip) for w in worlds]
+def clips(worlds): return [as_read(w.clip, ENLARGE) for w in worlds]
 
 @pytest.fixture(scope="module")
 def media(clips): return torch.stack([to_model(c.video) for c in clips]), torch.stack([torch.from_numpy(c.audio) for c in clips])
