@@ -348,7 +348,9 @@ def javisdit_fit_codecs(
     "Fit both tiny codecs on clips of the world; this made the shipped weights, in about ten minutes on one core."
     made = dict(n=n, seed=seed, steps=steps, code=code_version(), torch=torch.__version__)
     videos, waves = fitting_clips(n, seed)
-    video, audio = TinyVideoCodec(channels), TinyAudioCodec()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)   # first weights of the networks
+        video, audio = TinyVideoCodec(channels), TinyAudioCodec()
     with torch.no_grad(): x = fit_basis(video, videos)
     start_linear(video)
     refine(video, x, steps, key=(seed,), report=lambda step, loss: print(f"step {step}: loss {loss:.5f}", flush=True))

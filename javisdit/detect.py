@@ -457,7 +457,9 @@ def times(found: list) -> list:
 def calibrate(d: Detectors, clips: list, seen: list, heard: list) -> Detectors:
     "`d` with its median errors on `clips` taken off; `seen` and `heard` are true times, a list per clip."
     d.bias = (0.0, 0.0)
-    d.bias = tuple(float(np.median(errors(times(see(clips, d)), true))) for see, true in ((see_all, seen), (hear_all, heard)))
+    late = [errors(times(find(clips, d)), true) for find, true in ((see_all, seen), (hear_all, heard))]
+    if not all(map(len, late)): raise ValueError("the detectors find nothing yet: fit on more clips or with more passes")
+    d.bias = tuple(float(np.median(e)) for e in late)
     return d
 
 # %% ../nbs/00bb_detect.ipynb #command

@@ -57,14 +57,14 @@ def test_sixteen_times_fewer_numbers(both, media):
 
 def test_events_are_still_to_be_seen(worlds, media, decoded):
     boxes = torch.from_numpy(np.stack([acting(w) for w in worlds]))
-    error = (decoded[0] - media[0]).pow(2).mean(1)[boxes].mean()
+    error = (decoded[0] - media[0]).pow(2).mean(1)[boxes].mean().item()
     assert 10 * np.log10(4 / error) >= 28
 
 def test_onsets_stay(worlds, decoded):
     after = [Clip(from_model(v), a.numpy()) for v, a in zip(*decoded)]
     times = lambda events: [[e.time for e in x] for x in events]
-    visible = [sorted({e.onset for e in w.events if e.on_screen}) for w in worlds]
-    audible = [sorted({e.onset for e in w.events}) for w in worlds]
+    visible = [[e.onset for e in w.events if e.on_screen] for w in worlds]
+    audible = [[e.onset for e in w.events] for w in worlds]
     assert score_events(times(see_all(after)), visible, 1 / 24).recall >= 0.95
     assert f1(times(hear_all(after)), audible, 0.03) >= 0.95
 
@@ -164,7 +164,7 @@ def test_the_shipped_file_says_how_it_was_made():
     assert set(made) == {"n", "seed", "steps", "code", "torch"}
 
 def test_fit_again(tmp_path):
-    "The command, on few clips: it runs, it is repeatable, and its networks are better than none."
+    "The command, on few clips: it runs, and it gives the same again."
     for name in "ab": javisdit_fit_codecs(tmp_path / name, n=12, steps=4)
     (va, aa, made), (vb, ab, _) = read_codecs(tmp_path / "a"), read_codecs(tmp_path / "b")
     assert made["n"] == 12 and re.fullmatch("[0-9a-f]{12}", made["code"])
