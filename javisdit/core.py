@@ -83,6 +83,7 @@ class ModelConfig:
     prior_tokens: tuple = (32, 32)        # spatial, temporal
     qk_norm: bool = True                  # RMS-normalise queries and keys
     predict_sigma: bool = True            # a second half of output channels, unused (as in the released weights)
+    skip: str = "none"                    # "linear": the network corrects the best linear guess instead of starting from nothing
     base_size: int = 512                  # picture side at which position scale is 1
     condition_dropout: float = 0.1        # share of training samples whose condition is replaced by the null one
 
@@ -152,8 +153,8 @@ def tiny():
         codec=CodecConfig(video="tiny", audio="tiny", video_channels=192, video_stride=(4, 32, 8), video_chunk=None,
                           audio_channels=16, audio_stride=(4, 64)),
         model=ModelConfig(width=128, depth=4, heads=4, video_channels=192, video_patch=(1, 1, 1), audio_channels=16, audio_patch=(2, 1),
-                          text_channels=384, text_tokens=48, prior_tokens=(8, 8), prior_channels=32, predict_sigma=False, base_size=32),
-        train=TrainConfig(steps=3000, batch_size=16, lr=2e-3, warmup=100, schedule="cosine", eps=1e-8, shift="none"),
+                          text_channels=384, text_tokens=48, prior_tokens=(8, 8), prior_channels=32, predict_sigma=False, skip="linear", base_size=32),
+        train=TrainConfig(steps=1600, batch_size=16, lr=2e-3, warmup=100, schedule="cosine", eps=1e-8, shift="none"),
         sample=SampleConfig(steps=20, guidance=1.5, shift="none"))
 
 def small():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['per_sample', 'noisify', 'logit_normal', 'shift_ratio', 'shift_times', 'velocity_loss', 'flow_loss', 'time_grid',
-           'euler', 'guided', 'sample_latents', 'linear_velocity', 'read_log', 'plot_log']
+           'euler', 'guided', 'sample_latents', 'read_log', 'plot_log']
 
 # %% ../nbs/04a_flow.ipynb #imports
 import json
@@ -103,14 +103,6 @@ def sample_latents(
         v = dit(*(torch.cat([a, a]) for a in x), (1000 * t).expand(2 * len(x[0])), both)
         return guided(*zip(*(a.chunk(2) for a in v)), guidance)
     return euler(velocity, noise, times.to(noise[0]), on_step)
-
-# %% ../nbs/04a_flow.ipynb #baseline
-def linear_velocity(xt: Tensor, t: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    "The best affine guess of the velocity from one value of `xt` (b c ...), given the data's `mean` and `var` (c,) of each channel."
-    shape = [1, -1] + [1] * (xt.ndim - 2)
-    t, mean, var = per_sample(t, xt), mean.view(shape), var.view(shape)
-    gain = ((1 - t) * var - t) / ((1 - t) ** 2 * var + t**2)
-    return mean + gain * (xt - (1 - t) * mean)
 
 # %% ../nbs/04a_flow.ipynb #log
 def read_log(path) -> list[dict]:

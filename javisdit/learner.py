@@ -6,7 +6,7 @@
 __all__ = ['StepSampler', 'StepLoader', 'EvalLoader', 'Denoiser', 'stream_losses', 'joint_loss', 'even_times', 'FlowCallback',
            'video_loss', 'audio_loss', 'learning_rate', 'ScheduleCallback', 'EMACallback', 'JsonLogCallback',
            'save_atomic', 'CheckpointCallback', 'save_model', 'last_step', 'claim_run', 'flow_learner', 'train_steps',
-           'stage_parameters', 'heldout_losses', 'bootstrap', 'heldout_table']
+           'stage_parameters', 'channel_moments', 'heldout_losses', 'bootstrap', 'heldout_table']
 
 # %% ../nbs/04b_learner.ipynb #imports
 import json
@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from .core import Config, TrainConfig, config_to_dict, generator, rng, save_config
 from .data import Batch, Latents
-from .dit import Drops, JavisDiT, draw_drops
-from .flow import flow_loss, linear_velocity, logit_normal, noisify, shift_ratio, shift_times, velocity_loss
+from .dit import Drops, JavisDiT, draw_drops, linear_velocity, trim_text
+from .flow import flow_loss, logit_normal, noisify, shift_ratio, shift_times, velocity_loss
 
 # %% ../nbs/04b_learner.ipynb #sampler
 @dataclass
@@ -105,9 +105,9 @@ class FlowCallback(Callback):
         t = shift_times(logit_normal(n, g) if training else even_times(n), self.ratio)
         noise = [torch.randn(x.shape, generator=g) for x in (batch.video, batch.audio)]
         drop = draw_drops(n, self.config.model.condition_dropout, g) if training else None
-        t, noise, real = t.to(batch.video), [e.to(batch.video) for e in noise], batch.text_mask.any(0)
+        t, noise = t.to(batch.video), [e.to(batch.video) for e in noise]
         (video, v_video), (audio, v_audio) = (noisify(x, e, t) for x, e in zip((batch.video, batch.audio), noise))
-        self.learn.xb = (video, audio, t, batch.text[:, real], batch.text_mask[:, real], drop)   # no columns of padding alone
+        self.learn.xb = (video, audio, t, *trim_text(batch.text, batch.text_mask), drop)
         self.learn.yb = (v_video, v_audio)
     def after_step(self): self.step += 1
 
@@ -184,12 +184,17 @@ class CheckpointCallback(Callback):
     "Saves `state.pt` and the averaged `model/` in `out_dir` after every block; resumes from them."
     order = 80
     def __init__(self, out_dir: Path, config: Config): self.out_dir, self.config = Path(out_dir), config
-    def before_fit(self):
-        path = self.out_dir / "state.pt"
-        if not path.exists(): return
-        state = torch.load(path, map_location=next(self.model.parameters()).device, weights_only=True)
-        self.model.load_state_dict(state["model"]); self.opt.load_state_dict(state["opt"])
+    def state(self):
+        "What the last block saved, or None."
+        path, device = self.out_dir / "state.pt", next(self.learn.model.parameters()).device
+        return torch.load(path, map_location=device, weights_only=True) if path.exists() else None
+    def restore(self):
+        "Put saved weights and averages into the learner."
+        if (state := self.state()) is None: return
+        self.learn.model.load_state_dict(state["model"])
         self.learn.ema.average = state["ema"]
+    def before_fit(self):
+        if (state := self.state()) is not None: self.opt.load_state_dict(state["opt"])
     def after_epoch(self):
         self.learn.ema.swap()
         try: save_model(self.model.dit, self.config, self.out_dir / "model")
@@ -236,11 +241,13 @@ def flow_learner(
     dls = DataLoaders(loader, EvalLoader(valid, 64), device=next(dit.parameters()).device)
     adamw = partial(OptimWrapper, opt=torch.optim.AdamW, eps=cfg.eps, weight_decay=cfg.weight_decay, fused=True)
     named = dict(flow=FlowCallback(config, seed, start), ema=EMACallback(cfg.ema))
-    extra = [ScheduleCallback(cfg), GradientClip(cfg.clip), JsonLogCallback(out_dir / "log.jsonl"), CheckpointCallback(out_dir, config)]
+    checkpoint = CheckpointCallback(out_dir, config)
+    extra = [ScheduleCallback(cfg), GradientClip(cfg.clip), JsonLogCallback(out_dir / "log.jsonl"), checkpoint]
     learn = Learner(dls, Denoiser(dit, config), joint_loss, opt_func=adamw, lr=cfg.lr, default_cbs=False,
                     metrics=[AvgMetric(video_loss), AvgMetric(audio_loss)], path=out_dir,
                     cbs=[TrainEvalCallback(), Recorder(), ProgressCallback(), *named.values(), *extra, *cbs])
     learn.flow, learn.ema = named.values()
+    checkpoint.restore()
     return learn
 
 def train_steps(learn: Learner):
@@ -265,6 +272,11 @@ def stage_parameters(cls, before: set, after: dict):
     return cls(**given)
 
 # %% ../nbs/04b_learner.ipynb #heldout
+def channel_moments(x: Tensor) -> Tensor:
+    "Mean and variance (2, c) of the channels of latents (n c ...)."
+    x = x.float().transpose(0, 1).flatten(1)
+    return torch.stack((x.mean(1), x.var(1)))
+
 @torch.no_grad()
 def heldout_losses(
     dit: JavisDiT, config: Config,
@@ -275,7 +287,8 @@ def heldout_losses(
 ) -> dict[str, Tensor]:      # name -> (n, 2) velocity loss of video, audio per clip
     "Per-clip losses of the model, of the model with a wrong caption, and of the linear guess."
     n, denoise = len(valid), Denoiser(dit, config)
-    stats = [(x.transpose(0, 1).flatten(1).mean(1), x.transpose(0, 1).flatten(1).var(1)) for x in (train.video.float(), train.audio.float())]
+    if n < 2: raise ValueError(f"{n} held-out clip: a wrong caption needs at least 2, hold out more")
+    stats = [channel_moments(x) for x in (train.video, train.audio)]
     out = {name: torch.zeros(n, 2) for name in ("model", "wrong caption", "linear")}
     for r in range(repeats):
         g = generator(seed, "heldout", r)

@@ -9,13 +9,12 @@ __all__ = ['TrainJoint', 'world_manifests', 'own_rows', 'joint_latents', 'fresh_
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-
 from .codecs import load_codecs
 from .core import Config, generator, preset as preset_config
 from .data import ClipDataset, Latents, encode_dataset, read_manifest, split
 from .dit import JavisDiT
 from .encoders import load_text_encoder
+from .learner import channel_moments
 from .world import write_world
 
 # %% ../nbs/07_train_joint.ipynb #parameters-class
@@ -65,10 +64,15 @@ def joint_latents(p: TrainJoint) -> tuple[Latents, Latents]:
     "Training and held-out latents of a run: from its cache if they are there, else from media."
     parts = (*load_codecs(p.config), load_text_encoder(p.config))
     train, valid = [read_manifest(m) for m in world_manifests(p.folder / "world", p)] if p.data is None else own_rows(Path(p.data), p)
-    return tuple(encode_dataset(ClipDataset(rows, p.config.clip, seed=p.seed), *parts, cache_dir=p.folder / "latents" / name, workers=p.workers)
-                 for name, rows in (("train", train), ("valid", valid)))
+    train, valid = (encode_dataset(ClipDataset(rows, p.config.clip, seed=p.seed), *parts, cache_dir=p.folder / "latents" / name, workers=p.workers)
+                    for name, rows in (("train", train), ("valid", valid)))
+    if len(valid) < 2: raise ValueError(f"{len(valid)} of the held-out clips can be used: at least 2 are needed, raise valid or repair the files listed above")
+    return train, valid
 
 # %% ../nbs/07_train_joint.ipynb #fresh
-def fresh_model(config: Config, seed: int) -> JavisDiT:
-    "An untrained transformer whose weights depend on the seed alone."
-    return JavisDiT(**asdict(config.model)).init_weights("scratch", generator(seed, "weights"))
+def fresh_model(config: Config, seed: int, train: Latents) -> JavisDiT:
+    "An untrained transformer: weights from the seed, moments of the linear guess (if it has one) from the training latents."
+    dit = JavisDiT(**asdict(config.model)).init_weights("scratch", generator(seed, "weights"))
+    if config.model.skip == "linear":
+        dit.video_moments.copy_(channel_moments(train.video)); dit.audio_moments.copy_(channel_moments(train.audio))
+    return dit

