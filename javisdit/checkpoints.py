@@ -106,6 +106,7 @@ def to_reference(
     extras: dict = {},    # of `from_reference`, or nothing
 ) -> dict:
     "The state dict as the reference names it, with the rotary frequencies it expects."
+    if config.skip != "none": raise ValueError(f"a model with skip={config.skip!r} has no form in the reference: only skip='none' has")
     dim = config.width // config.heads
     out = {"rope.freqs": 10000.0 ** (-torch.arange(0, dim, 2).float() / dim), **extras}
     for name, tensor in state.items():

@@ -339,8 +339,9 @@ class JavisDiT(ModelMixin, ConfigMixin):
     ) -> Velocity:
         "The velocity of both streams."
         out = self.output(video, audio, t, cond, video_generated, audio_generated, prior_scope, window_padding)
-        streams = zip(out, (video, audio), (self.video_moments, self.audio_moments))
-        return Velocity(*(v[:, :x.shape[1]] if m is None else v[:, :x.shape[1]] + linear_velocity(x, t / 1000, *m) for v, x, m in streams))
+        now = (t / 1000 if g is None else t[:, None] / 1000 * g for g in (video_generated, audio_generated))
+        streams = zip(out, (video, audio), now, (self.video_moments, self.audio_moments))
+        return Velocity(*(v[:, :x.shape[1]] if m is None else v[:, :x.shape[1]] + linear_velocity(x, n, *m) for v, x, n, m in streams))
 
 # %% ../nbs/01a_dit.ipynb #output
 @patch
@@ -362,9 +363,9 @@ def output(self: JavisDiT, video, audio, t, cond, video_generated=None, audio_ge
     return x.to(video.dtype), y.to(audio.dtype)
 
 def linear_velocity(xt, t, mean, var):
-    "The best affine guess of data - noise from one value of `xt` (b c ...) at t (b,) in [0, 1], given mean and variance (c,) of the data's channels."
+    "The best affine guess of data - noise from one value of `xt` (b c t ...) at t (b,) or (b t) in [0, 1], given mean and variance (c,) of the data's channels."
     ones = [1] * (xt.ndim - 2)
-    t, mean, var = t.view(-1, 1, *ones).float(), mean.view(1, -1, *ones).float(), var.view(1, -1, *ones).float()
+    t, mean, var = t.reshape(len(t), 1, -1, *ones[1:]).float(), mean.view(1, -1, *ones).float(), var.view(1, -1, *ones).float()
     gain = ((1 - t) * var - t) / ((1 - t) ** 2 * var + t**2)
     return mean + gain * (xt - (1 - t) * mean)
 

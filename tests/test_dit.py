@@ -19,7 +19,7 @@ ROTARY = 36     # frequencies that the reference counts as a parameter at full s
 def small_model(layout="paper", bi=None, **changes):
     bi = bi or ("global" if layout == "released" else "windows")
     config = replace(tiny().model, layout=layout, bi=bi, width=32, depth=2, heads=4, video_channels=6, audio_channels=4, text_channels=10, text_tokens=7,
-                     prior_channels=5, prior_tokens=(3, 4), **changes)
+                     prior_channels=5, prior_tokens=(3, 4), **dict(skip="none") | changes)
     model = JavisDiT(**asdict(config))
     g = generator("test", "weights")
     with torch.no_grad():
