@@ -255,7 +255,7 @@ def spectrum(mel: Tensor, clip: ClipConfig) -> Tensor:
 def griffin_lim(mel: Tensor, clip: ClipConfig, samples: int, iterations: int = 16) -> Tensor:
     "Log-mel `(rows bands)` -> waveform `(samples,)` with a peak of about 0.7; silence stays silent. Equal mels give equal waves."
     import librosa   # here, because it takes a second to load
-    magnitudes = spectrum(torch.cat([mel, mel[-1:]]), clip).numpy()
+    magnitudes = spectrum(torch.cat([mel, mel[-1:]]), clip).cpu().numpy()
     wave = librosa.griffinlim(magnitudes, n_iter=iterations, hop_length=clip.hop, n_fft=clip.n_fft, random_state=0)
     wave = torch.from_numpy(np.nan_to_num(wave).astype(np.float32)).to(mel.device)
     wave = F.pad(wave, (0, max(0, samples - len(wave))))[:samples]

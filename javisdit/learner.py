@@ -25,6 +25,7 @@ from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import AvgMetric, Learner, Recorder
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import default_device
 from torch import Tensor, nn
 
 from .core import Config, TrainConfig, config_to_dict, generator, rng, save_config
@@ -236,9 +237,10 @@ def flow_learner(
 ) -> Learner:
     "A fastai `Learner` for joint rectified flow, resuming what `out_dir` holds."
     claim_run(out_dir, config, seed)
+    dit.to(default_device())                                             # the GPU, if there is one
     out_dir, cfg, start = Path(out_dir), config.train, last_step(out_dir)
     loader = StepLoader(train, StepSampler(len(train), cfg.batch_size, seed), start, cfg.steps, block)
-    dls = DataLoaders(loader, EvalLoader(valid, 64), device=next(dit.parameters()).device)
+    dls = DataLoaders(loader, EvalLoader(valid, 64), device=dit.device)
     adamw = partial(OptimWrapper, opt=torch.optim.AdamW, eps=cfg.eps, weight_decay=cfg.weight_decay, fused=True)
     named = dict(flow=FlowCallback(config, seed, start), ema=EMACallback(cfg.ema))
     checkpoint = CheckpointCallback(out_dir, config)
@@ -288,19 +290,19 @@ def heldout_losses(
     "Per-clip losses of the model, of the model with a wrong caption, and of the linear guess."
     n, denoise = len(valid), Denoiser(dit, config)
     if n < 2: raise ValueError(f"{n} held-out clip: a wrong caption needs at least 2, hold out more")
-    stats = [channel_moments(x) for x in (train.video, train.audio)]
+    stats = [channel_moments(x).to(dit.device) for x in (train.video, train.audio)]
     out = {name: torch.zeros(n, 2) for name in ("model", "wrong caption", "linear")}
     for r in range(repeats):
         g = generator(seed, "heldout", r)
         t = shift_times(even_times(n)[torch.randperm(n, generator=g)], shift_ratio(config.clip, config.train.shift))
         other = (torch.randperm(n - 1, generator=g)[0] + 1 + torch.arange(n)) % n              # nobody gets their own
         for idx in torch.arange(n).split(64):
-            right, wrong = valid.batch(idx.tolist()), valid.batch(other[idx].tolist())
-            pairs = [noisify(x, torch.randn(x.shape, generator=g), t[idx]) for x in (right.video, right.audio)]
+            right, wrong, now = valid.batch(idx).to(dit.device), valid.batch(other[idx]).to(dit.device), t[idx].to(dit.device)
+            pairs = [noisify(x, torch.randn(x.shape, generator=g).to(x), now) for x in (right.video, right.audio)]
             (video, audio), target = [p[0] for p in pairs], [p[1] for p in pairs]
-            preds = {"model": denoise(video, audio, t[idx], right.text, right.text_mask), "wrong caption": denoise(video, audio, t[idx], wrong.text, wrong.text_mask),
-                     "linear": [linear_velocity(x, t[idx], *s) for x, s in zip((video, audio), stats)]}
-            for name, pred in preds.items(): out[name][idx] += torch.stack(stream_losses(pred, target), 1) / repeats
+            preds = {"model": denoise(video, audio, now, right.text, right.text_mask), "wrong caption": denoise(video, audio, now, wrong.text, wrong.text_mask),
+                     "linear": [linear_velocity(x, now, *s) for x, s in zip((video, audio), stats)]}
+            for name, pred in preds.items(): out[name][idx] += torch.stack(stream_losses(pred, target), 1).cpu() / repeats
     return out
 
 def bootstrap(x: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:

@@ -124,7 +124,7 @@ def decode(self: JavisDiTPipeline, video: Tensor, audio: Tensor) -> list[Clip]:
     "Clips from latents."
     c = self.settings.clip
     frames, wave = self.video_codec.decode(video, c.frames), self.audio_codec.decode(audio, c.samples)
-    return [Clip(from_model(f), w.cpu().numpy(), c.fps, c.sample_rate) for f, w in zip(frames, wave)]
+    return [Clip(from_model(f), w.numpy(), c.fps, c.sample_rate) for f, w in zip(frames.cpu(), wave.cpu())]
 
 # %% ../nbs/08_sampler.ipynb #command
 @call_parse
@@ -163,7 +163,7 @@ def test_scenes(n: int, config: Config, seed: int = 0) -> list:
 def through_codecs(pipe: JavisDiTPipeline, clips: list[Clip]) -> list[Clip]:
     "What is left of clips after encoding and decoding: the best that a model could do."
     video = torch.stack([to_model(c.video) for c in clips]); audio = torch.from_numpy(np.stack([c.audio for c in clips]))
-    return pipe.decode(pipe.video_codec.encode(video), pipe.audio_codec.encode(audio))
+    return pipe.decode(pipe.video_codec.encode(video.to(pipe.device)), pipe.audio_codec.encode(audio.to(pipe.device)))
 
 def evaluate(pipe: JavisDiTPipeline, n: int = 96, seed: int = 0, **kw) -> dict:
     "Generated clips for `n` test captions, and the agreement of sound and picture in them and in the real clips."
@@ -201,7 +201,7 @@ STYLE = "body{font:16px system-ui;max-width:60em;margin:2em auto;padding:0 1em}i
 
 def write_report(run: Path, out: Path, prompt: str, n: int = 96, seed: int = 0):
     "Sample, measure and write `out` (html) with `clip.mp4` beside it; returns the `SyncReport` of the generated clips."
-    run, out, pipe = Path(run), Path(out), JavisDiTPipeline.from_pretrained(run)
+    run, out, pipe = Path(run), Path(out), JavisDiTPipeline.from_pretrained(run).to("cuda" if torch.cuda.is_available() else "cpu")
     clip, result = pipe(prompt, seed)[0], evaluate(pipe, n, seed)
     clip.save(out.with_name("clip.mp4"))
     g, title = result["generated"], html.escape(prompt)
