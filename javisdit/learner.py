@@ -273,12 +273,13 @@ def stage_parameters(cls, before: set, after: dict):
             raise ValueError(f"parameter {name} = {value!r} is a {type(value).__name__}: {getattr(kind, '__name__', kind)} is needed")
     return cls(**given)
 
-# %% ../nbs/04b_learner.ipynb #heldout
+# %% ../nbs/04b_learner.ipynb #channel-moments
 def channel_moments(x: Tensor) -> Tensor:
     "Mean and variance (2, c) of the channels of latents (n c ...)."
     x = x.float().transpose(0, 1).flatten(1)
     return torch.stack((x.mean(1), x.var(1)))
 
+# %% ../nbs/04b_learner.ipynb #heldout-losses
 @torch.no_grad()
 def heldout_losses(
     dit: JavisDiT, config: Config,
@@ -305,6 +306,7 @@ def heldout_losses(
             for name, pred in preds.items(): out[name][idx] += torch.stack(stream_losses(pred, target), 1).cpu() / repeats
     return out
 
+# %% ../nbs/04b_learner.ipynb #heldout-table
 def bootstrap(x: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     "Mean of `x` (n,) and its 95 % interval over resampled clips."
     means = x[rng(seed, "bootstrap").integers(0, len(x), (draws, len(x)))].mean(1)

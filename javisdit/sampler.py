@@ -51,6 +51,7 @@ def load_model(name) -> tuple[JavisDiT, Config]:
 def save_half(name, out):
     "A copy of a model in half precision, for shipping; `load_model` computes with it in fp32."
     dit, config = load_model(name)
+    dit.register_to_config(_name_or_path=config.name)                    # not where it lay here
     dit.half().save_pretrained(out)
     save_config(config, Path(out) / "javisdit.json")
 

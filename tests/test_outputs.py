@@ -16,7 +16,7 @@ def text(outputs):
     "What a reader sees as text: standard output and plain or markdown results."
     printed = ["".join(o["text"]) for o in outputs if o["output_type"] == "stream" and o["name"] == "stdout"]
     results = ["".join(o["data"].get(kind, "")) for o in outputs if "data" in o for kind in ("text/plain", "text/markdown")]
-    return ADDRESS.sub("", "\n".join(printed + results)).strip()
+    return ADDRESS.sub("", "\n".join(["".join(printed), *results])).strip()
 
 
 def same(old, new):
