@@ -10,13 +10,14 @@ from notebooks import ROOT, Notebook, chapters
 PAGES = [Notebook(p) for p in ROOT.glob("index.ipynb")] + chapters()
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+FOLDER = re.compile(r'(?<=src=")[^"]*/(?=[^"/]*")')   # of a player's file, which a test puts elsewhere
 
 
 def text(outputs):
     "What a reader sees as text: standard output and plain or markdown results."
     printed = ["".join(o["text"]) for o in outputs if o["output_type"] == "stream" and o["name"] == "stdout"]
     results = ["".join(o["data"].get(kind, "")) for o in outputs if "data" in o for kind in ("text/plain", "text/markdown")]
-    return ADDRESS.sub("", "\n".join(["".join(printed), *results])).strip()
+    return FOLDER.sub("", ADDRESS.sub("", "\n".join(["".join(printed), *results]))).strip()
 
 
 def same(old, new):
