@@ -28,7 +28,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from .attention import (PRIOR_USES, BiCrossAttention, CrossAttention, FeedForward, PriorCrossAttention, PriorModulation,
+from .attention import (PRIOR_USES, BiCrossAttention, CrossAttention, FeedForward, PriorAddition, PriorCrossAttention, PriorModulation,
                                 SelfAttention, SpatialTemporalSelfAttention, find_backend, make_windows, rotary, shared_rows)
 from .core import ClipConfig
 from .core import generator as make_generator
@@ -604,6 +604,7 @@ def init_weights(
         if isinstance(m, nn.Linear): init_linear(m, g, "default" if new else "xavier", 2 if name.endswith(("video_in", "audio_in")) else 1)
     for name, p in self.named_parameters():
         if name.endswith("table"): nn.init.normal_(p, 0, p.shape[-1] ** -0.5, generator=g)
+        if name.endswith("_gain"): nn.init.ones_(p)
     for m in filter(None, (self.video_text, self.audio_text, self.prior)): nn.init.normal_(m.null, 0, m.null.shape[1] ** -0.5, generator=g)
     self.audio_text.null.copy_(self.video_text.null)
     for m in (self.video_embed, self.audio_embed): init_linear(m.proj, g, "default")
@@ -621,8 +622,10 @@ def close_gates(model):
         if isinstance(m, StreamBlock) and m.attention.axis == "time":
             for layer in (m.attention.out, m.text.out, m.mlp.fc2): nn.init.zeros_(layer.weight)
         if isinstance(m, PriorCrossAttention): nn.init.zeros_(m.out.weight)
+        if isinstance(m, PriorAddition): nn.init.zeros_(m.gain)
         if isinstance(m, PriorModulation): nn.init.zeros_(m.proj.weight)
         if isinstance(m, PriorBlock): nn.init.zeros_(m.mlp.fc2.weight)
+        if isinstance(m, BiBlock): nn.init.zeros_(m.video_gain), nn.init.zeros_(m.audio_gain)
 
 @torch.no_grad()
 def open_gates(model):
@@ -633,7 +636,7 @@ def open_gates(model):
         if isinstance(m, (StreamBlock, PriorBlock)): m.mlp.fc2.weight.mul_(n ** -0.5)
         if isinstance(m, BiBlock):
             for layer in (m.attention.video_out, m.attention.audio_out): layer.weight.mul_(n ** -0.5)
-            for gain in (m.video_gain, m.audio_gain): nn.init.ones_(gain)
+        if isinstance(m, PriorAddition): nn.init.zeros_(m.gain)
         if isinstance(m, PriorModulation): nn.init.zeros_(m.proj.weight)
         if isinstance(m, Head): m.proj.weight.mul_(n ** -0.5)
 
