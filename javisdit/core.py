@@ -68,7 +68,7 @@ class CodecConfig:
 class ModelConfig:
     "The arguments of `JavisDiT` (paper App. C.1): architecture only."
     layout: str = "paper"                 # "paper" or "released": the order of attentions in a block
-    bi: str = "windows"                   # audio-video attention: "global" or "windows"
+    bi: str = "windows"                   # audio-video attention: "global", "windows", "seconds" or "none"
     width: int = 1152                     # channels of a token
     depth: int = 28
     heads: int = 16
@@ -80,7 +80,8 @@ class ModelConfig:
     text_channels: int = 4096             # width of the text encoder's states
     text_tokens: int = 300
     prior_channels: int = 128
-    prior_tokens: tuple = (32, 32)        # spatial, temporal
+    prior_tokens: tuple = (32, 32)        # spatial, temporal; (0, 0) for no prior
+    prior_use: str = "cross_attention"    # how tokens take the prior up: "cross_attention", "addition", "modulation" or "none"
     qk_norm: bool = True                  # RMS-normalise queries and keys
     predict_sigma: bool = True            # a second half of output channels, unused (as in the released weights)
     skip: str = "none"                    # "linear": the network corrects the best linear guess instead of starting from nothing

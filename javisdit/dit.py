@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'MOMENTS', 'CLOCKS', 'TOKEN_FLAG', 'sinusoid', 'TimestepEmbedder', 'PatchEmbed', 'unpatchify',
            'position_1d', 'position_2d', 'Modulation', 'norm', 'modulate', 'gated', 'modulations', 'Level',
-           'StreamStep', 'Step', 'StreamBlock', 'PriorBlock', 'BiBlock', 'ConditionTokens', 'JointBlock', 'PaperBlock',
-           'ReleasedBlock', 'ConditionEmbedder', 'Head', 'Drops', 'draw_drops', 'replace_rows', 'Conditions',
-           'Velocity', 'JavisDiT', 'linear_velocity', 'Grid', 'Tables', 'windows_clock', 'seconds_clock', 'token_times',
-           'any_row', 'first_row', 'trim_text', 'per_row', 'expect', 'check_inputs', 'check_conditions', 'init_linear',
-           'close_gates', 'open_gates']
+           'StreamStep', 'Step', 'along', 'StreamBlock', 'PriorBlock', 'NoPrior', 'BiBlock', 'ConditionTokens', 'Apart',
+           'bi_block', 'JointBlock', 'PaperBlock', 'ReleasedBlock', 'ConditionEmbedder', 'Head', 'Drops', 'draw_drops',
+           'replace_rows', 'Conditions', 'Velocity', 'JavisDiT', 'linear_velocity', 'Grid', 'Tables', 'windows_clock',
+           'seconds_clock', 'per_row', 'token_times', 'clip_facts', 'any_row', 'first_row', 'trim_text', 'expect',
+           'check_choices', 'check_inputs', 'check_conditions', 'init_linear', 'close_gates', 'open_gates', 'stage_of',
+           'trainable']
 
 # %% ../nbs/01a_dit.ipynb #imports
 import math
+import re
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -26,8 +28,9 @@ from fastcore.basics import patch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from .attention import (BiCrossAttention, CrossAttention, FeedForward, PriorCrossAttention, SpatialTemporalSelfAttention,
-                                make_windows, rotary, shared_rows)
+from .attention import (PRIOR_USES, BiCrossAttention, CrossAttention, FeedForward, PriorAddition, PriorCrossAttention, PriorModulation,
+                                SelfAttention, SpatialTemporalSelfAttention, find_backend, make_windows, rotary, shared_rows)
+from .core import ClipConfig
 from .core import generator as make_generator
 
 # %% ../nbs/01a_dit.ipynb #timestep
@@ -122,17 +125,20 @@ class Step(NamedTuple):
     clock: object                   # of the bidirectional attention: None, `Windows` or two rotary tables
 
 # %% ../nbs/01a_dit.ipynb #stream-block
+def along(axis, size): return (1, size[1]) if axis == "space" else (size[0], 1)    # of size (t, s), what a prior of this axis speaks of
+
 class StreamBlock(nn.Module):
     "Self attention, text, prior (paper layout only), MLP of one stream."
-    def __init__(self, width, heads, mlp_ratio, qk_norm, axis, prior):
+    def __init__(self, width, heads, mlp_ratio, qk_norm, axis, prior):   # prior: a class of `PRIOR_USES`, or None
         super().__init__()
         self.table = nn.Parameter(torch.zeros(6, width))
         self.attention = SpatialTemporalSelfAttention(width, heads, axis, qk_norm)
         self.text = CrossAttention(width, heads)
-        self.prior = PriorCrossAttention(width, heads) if prior else None
+        self.prior = prior(width, heads) if prior else None
         self.mlp = FeedForward(width, int(width * mlp_ratio))
 
     def keys(self, text, prior=None): return (self.text.keys(text), *((self.prior.keys(prior),) if self.prior else ()))
+    def place(self, keys, size): return (keys[0], *(self.prior.place(k, along(self.attention.axis, size)) for k in keys[1:]))
 
     def attend(self, x, m, keys, step):
         x = gated(x, m, self.attention(modulate(x, m), step.rope))          # (b t s d)
@@ -148,19 +154,26 @@ class StreamBlock(nn.Module):
 # %% ../nbs/01a_dit.ipynb #prior-block
 class PriorBlock(nn.Module):
     "Released layout: spatial prior, temporal prior, MLP, each modulated and gated."
-    def __init__(self, width, heads, mlp_ratio):
+    def __init__(self, width, heads, mlp_ratio, prior=PriorCrossAttention):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(9, width))
-        self.space, self.time = PriorCrossAttention(width, heads), PriorCrossAttention(width, heads)
+        self.space, self.time = prior(width, heads), prior(width, heads)
         self.mlp = FeedForward(width, int(width * mlp_ratio))
 
     def keys(self, spatial, temporal): return self.space.keys(spatial), self.time.keys(temporal)
+    def place(self, keys, size): return self.space.place(keys[0], along("space", size)), self.time.place(keys[1], along("time", size))
 
     def forward(self, x, keys, step):
         space, time, mlp = modulations(self.table, step.level.nine)
         x = gated(x, space, self.space(modulate(x, space), keys[0], step.share))
         x = gated(x, time, self.time(modulate(x, time), keys[1], step.share))
         return gated(x, mlp, self.mlp(modulate(x, mlp)))
+
+class NoPrior(nn.Module):
+    "In the place of a `PriorBlock`, where a model has no prior."
+    def keys(self, spatial, temporal): return ()
+    def place(self, keys, size): return keys
+    def forward(self, x, keys, step): return x
 
 class BiBlock(nn.Module):
     "Both streams look at each other; what they take over is scaled per channel."
@@ -178,21 +191,27 @@ class ConditionTokens(NamedTuple):
     "Projected condition tokens, all (b l d)."
     video_text: torch.Tensor
     audio_text: torch.Tensor
-    spatial: torch.Tensor
-    temporal: torch.Tensor
+    spatial: torch.Tensor | None    # None: the model has no prior
+    temporal: torch.Tensor | None
+
+class Apart(nn.Module):
+    "In the place of a `BiBlock`, where streams never meet."
+    def forward(self, video, audio, clock): return video, audio
+
+def bi_block(width, heads, form): return Apart() if form == "none" else BiBlock(width, heads, form)
 
 class JointBlock(nn.Module):
     "Half a level of the paper layout: both streams, joined before their MLPs (paper Sec. 3.2)."
-    def __init__(self, width, heads, mlp_ratio, qk_norm, axis, bi):
+    def __init__(self, width, heads, mlp_ratio, qk_norm, axis, bi, prior=PriorCrossAttention):
         super().__init__()
         self.axis = axis
-        self.video = StreamBlock(width, heads, mlp_ratio, qk_norm, axis, prior=True)
-        self.audio = StreamBlock(width, heads, mlp_ratio, qk_norm, axis, prior=True)
-        self.bi = BiBlock(width, heads, bi)
+        self.video, self.audio = (StreamBlock(width, heads, mlp_ratio, qk_norm, axis, prior) for _ in range(2))
+        self.bi = bi_block(width, heads, bi)
 
     def keys(self, tokens):
         prior = tokens.spatial if self.axis == "space" else tokens.temporal
         return self.video.keys(tokens.video_text, prior), self.audio.keys(tokens.audio_text, prior)
+    def place(self, keys, grid): return self.video.place(keys[0], grid.video), self.audio.place(keys[1], grid.audio)
 
     def forward(self, video, audio, keys, step):
         (v1, v2), (a1, a2) = (modulations(b.table, s.level.six) for b, s in ((self.video, step.video), (self.audio, step.audio)))
@@ -204,11 +223,12 @@ class JointBlock(nn.Module):
 # %% ../nbs/01a_dit.ipynb #blocks
 class PaperBlock(nn.Module):
     "One level of the paper layout: a joint block over space, a joint block over time."
-    def __init__(self, width, heads, mlp_ratio, qk_norm, bi):
+    def __init__(self, width, heads, mlp_ratio, qk_norm, bi, prior=PriorCrossAttention):
         super().__init__()
-        self.space, self.time = (JointBlock(width, heads, mlp_ratio, qk_norm, axis, bi) for axis in ("space", "time"))
+        self.space, self.time = (JointBlock(width, heads, mlp_ratio, qk_norm, axis, bi, prior) for axis in ("space", "time"))
 
     def keys(self, tokens): return self.space.keys(tokens), self.time.keys(tokens)
+    def place(self, keys, grid): return self.space.place(keys[0], grid), self.time.place(keys[1], grid)
 
     def forward(self, video, audio, keys, step):
         video, audio = self.space(video, audio, keys[0], step)
@@ -216,18 +236,19 @@ class PaperBlock(nn.Module):
 
 class ReleasedBlock(nn.Module):
     "One level of the released layout: four whole stream blocks, two prior blocks, one bidirectional block."
-    def __init__(self, width, heads, mlp_ratio, qk_norm, bi):
+    def __init__(self, width, heads, mlp_ratio, qk_norm, bi, prior=PriorCrossAttention):
         super().__init__()
-        stream = partial(StreamBlock, width, heads, mlp_ratio, qk_norm, prior=False)
+        stream = partial(StreamBlock, width, heads, mlp_ratio, qk_norm, prior=None)
         self.video_space, self.video_time = stream(axis="space"), stream(axis="time")
         self.audio_space, self.audio_time = stream(axis="space"), stream(axis="time")
-        self.video_prior, self.audio_prior = PriorBlock(width, heads, mlp_ratio), PriorBlock(width, heads, mlp_ratio)
-        self.bi = BiBlock(width, heads, bi)
+        self.video_prior, self.audio_prior = (PriorBlock(width, heads, mlp_ratio, prior) if prior else NoPrior() for _ in range(2))
+        self.bi = bi_block(width, heads, bi)
 
     def keys(self, tokens):
         prior = tokens.spatial, tokens.temporal
         return (self.video_space.keys(tokens.video_text), self.video_time.keys(tokens.video_text), self.video_prior.keys(*prior),
                 self.audio_space.keys(tokens.audio_text), self.audio_time.keys(tokens.audio_text), self.audio_prior.keys(*prior))
+    def place(self, keys, grid): return (*keys[:2], self.video_prior.place(keys[2], grid.video), *keys[3:5], self.audio_prior.place(keys[5], grid.audio))
 
     def forward(self, video, audio, keys, step):
         for block, k in zip((self.video_space, self.video_time, self.video_prior), keys[:3]): video = block(video, k, step.video)
@@ -311,17 +332,18 @@ class JavisDiT(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, layout="paper", bi="windows", width=1152, depth=28, heads=16, mlp_ratio=4.0, video_channels=4, video_patch=(1, 2, 2),
                  audio_channels=8, audio_patch=(4, 1), text_channels=4096, text_tokens=300, prior_channels=128, prior_tokens=(32, 32),
-                 qk_norm=True, predict_sigma=True, skip="none", base_size=512, condition_dropout=0.1):
+                 prior_use="cross_attention", qk_norm=True, predict_sigma=True, skip="none", base_size=512, condition_dropout=0.1):
         super().__init__()
-        self.gradient_checkpointing = False
+        check_choices(self.config)
+        self.gradient_checkpointing, prior = False, PRIOR_USES[prior_use] if any(prior_tokens) else None
         (pt, ph, pw), (at, am), outs = video_patch, audio_patch, 2 if predict_sigma else 1
         self.video_embed, self.audio_embed = PatchEmbed(video_channels, (pt, ph, pw), width), PatchEmbed(audio_channels, (at, 1, am), width)
         self.time, self.fps = TimestepEmbedder(width), TimestepEmbedder(width)
         self.six = nn.Linear(width, 6 * width)
-        self.nine = nn.Linear(width, 9 * width) if layout == "released" else None
+        self.nine = nn.Linear(width, 9 * width) if layout == "released" and prior else None
         self.video_text, self.audio_text = (ConditionEmbedder(text_channels, text_tokens, width) for _ in range(2))
-        self.prior = ConditionEmbedder(prior_channels, sum(prior_tokens), width)
-        self.blocks = nn.ModuleList(LAYOUTS[layout](width, heads, mlp_ratio, qk_norm, bi) for _ in range(depth))
+        self.prior = ConditionEmbedder(prior_channels, sum(prior_tokens), width) if prior else None
+        self.blocks = nn.ModuleList(LAYOUTS[layout](width, heads, mlp_ratio, qk_norm, bi, prior) for _ in range(depth))
         self.video_head, self.audio_head = Head(width, outs * video_channels * pt * ph * pw), Head(width, outs * audio_channels * at * am)
         for name, c in (("video", video_channels), ("audio", audio_channels)): self.register_buffer(f"{name}_moments", MOMENTS[skip](c))
         self.init_weights("stage3")
@@ -350,13 +372,13 @@ def output(self: JavisDiT, video, audio, t, cond, video_generated=None, audio_ge
     check_inputs(self.config, video, audio, cond)
     size, grid = (video.shape[2:], audio.shape[2:]), self.grid(video.shape, audio.shape)
     tables = self.tables(grid, cond, window_padding)
-    share = shared_rows(prior_scope, len(cond), cond.guided)
+    share = self.share(prior_scope, cond)
     levels = self.levels(t, cond, video_generated, audio_generated)
     mask = None if cond.text_mask is None else cond.text_mask[:, None, None]
     step = Step(*(StreamStep(level, rope, mask, share) for level, rope in zip(levels, tables.rope)), tables.clock)
     x = self.video_embed(video.to(self.dtype)) + tables.video_position              # (b t s d)
     y = self.audio_embed(audio.to(self.dtype).unsqueeze(3)) + tables.audio_position # (b r m d)
-    for block, keys in zip(self.blocks, cond.keys): x, y = self.run_block(block, x, y, keys, step)
+    for block, keys in zip(self.blocks, tables.keys): x, y = self.run_block(block, x, y, keys, step)
     x, y = self.video_head(x, levels[0].c), self.audio_head(y, levels[1].c)         # (b t s out), (b r m out)
     x = unpatchify(x, self.video_embed.patch, size[0])
     y = unpatchify(y, self.audio_embed.patch, (size[1][0], 1, size[1][1])).squeeze(3)
@@ -371,10 +393,34 @@ def linear_velocity(xt, t, mean, var):
 
 MOMENTS = {"none": lambda c: None, "linear": lambda c: torch.stack((torch.zeros(c), torch.ones(c)))}   # mean and variance of c channels, set before training
 
+# %% ../nbs/01a_dit.ipynb #run
+@patch
+def grid(self: JavisDiT, video, audio):
+    "The token grid of latents of these shapes."
+    (pt, ph, pw), (at, am) = self.config.video_patch, self.config.audio_patch
+    return Grid(*(-(-n // p) for n, p in zip(video[2:], (pt, ph, pw))), audio[2] // at, audio[3] // am)
+
 @patch
 def run_block(self: JavisDiT, block, *args):
     "Run a level, keeping no activations under gradient checkpointing."
     return self._gradient_checkpointing_func(block, *args) if self.gradient_checkpointing and torch.is_grad_enabled() else block(*args)
+
+@patch
+def share(self: JavisDiT, scope, cond):
+    "How many rows of `cond` put their prior tokens on one table."
+    rows, use = shared_rows(scope, len(cond), cond.guided), self.config.prior_use
+    expect(rows == 1 or use in ("cross_attention", "none"), f"prior_scope {scope!r} with prior_use {use!r}: only attention can look at another row's prior, use 'sample'")
+    return rows
+
+@patch
+def set_attention_backend(self: JavisDiT, name: str):
+    "From now on compute all attentions with 'sdpa', 'math', 'cudnn' or 'flash' (chapter 01). Not part of the config."
+    found = find_backend(name)
+    for m in self.modules():
+        if isinstance(m, (SelfAttention, CrossAttention, BiCrossAttention)): m.backend = found
+
+@patch
+def reset_attention_backend(self: JavisDiT): self.set_attention_backend("sdpa")
 
 # %% ../nbs/01a_dit.ipynb #grid
 class Grid(NamedTuple):
@@ -385,29 +431,30 @@ class Grid(NamedTuple):
     audio_steps: int
     mels: int
 
+    @property
+    def video(self): return self.frames, self.rows * self.columns
+    @property
+    def audio(self): return self.audio_steps, self.mels
+
 class Tables(NamedTuple):
     "What depends on the grid alone."
     video_position: torch.Tensor   # (b 1 s d)
     audio_position: torch.Tensor   # (1 1 m d)
     rope: tuple                    # of video and audio, (t 1 e/2)
     clock: object                  # `Windows`, two rotary tables (b n 1 e/2), or None
-
-@patch
-def grid(self: JavisDiT, video, audio):
-    "The token grid of latents of these shapes."
-    (pt, ph, pw), (at, am) = self.config.video_patch, self.config.audio_patch
-    return Grid(*(-(-n // p) for n, p in zip(video[2:], (pt, ph, pw))), audio[2] // at, audio[3] // am)
+    keys: list                     # of all levels, brought to the grid
 
 @patch
 def tables(self: JavisDiT, grid, cond, window_padding="exclude"):
     "Position tables for a grid, kept in `cond`."
     if (grid, window_padding) in cond.tables: return cond.tables[grid, window_padding]
     width, device, e = self.config.width, cond.scale.device, self.config.width // self.config.heads
-    video = position_2d(grid.rows, grid.columns, width, cond.scale, round((grid.rows * grid.columns) ** 0.5))[:, None]
+    video = position_2d(grid.rows, grid.columns, width, cond.scale, round(grid.video[1] ** 0.5))[:, None]
     audio = position_1d(torch.arange(grid.mels, device=device), width)[None, None]
     ropes = tuple(rotary(torch.arange(n, device=device), e) for n in (grid.frames, grid.audio_steps))
     clock = CLOCKS[self.config.bi](self, grid, cond, window_padding)
-    cond.tables[grid, window_padding] = Tables(video.to(self.dtype), audio.to(self.dtype), ropes, clock)
+    keys = [block.place(k, grid) for block, k in zip(self.blocks, cond.keys)]
+    cond.tables[grid, window_padding] = Tables(video.to(self.dtype), audio.to(self.dtype), ropes, clock, keys)
     return cond.tables[grid, window_padding]
 
 # %% ../nbs/01a_dit.ipynb #clocks
@@ -416,8 +463,10 @@ def windows_clock(model, grid, cond, padding): return make_windows(grid.frames, 
 def seconds_clock(model, grid, cond, _, rate=25.0):
     "Rotary tables of both streams from the times of their tokens, in units of 1/`rate` seconds."
     times = token_times(cond.video_times, grid.frames, "video"), token_times(cond.audio_times, grid.audio_steps, "audio")
-    places = grid.rows * grid.columns, grid.mels
+    places = grid.video[1], grid.mels
     return tuple(rotary(x.repeat_interleave(n, 1) * rate, model.config.width // model.config.heads) for x, n in zip(times, places))
+
+def per_row(x, b, device): return torch.as_tensor(x, dtype=torch.float32, device=device).expand(b)
 
 def token_times(times, tokens, name):
     "Mean time of the latent frames in each token (b t)."
@@ -425,7 +474,15 @@ def token_times(times, tokens, name):
     if times.shape[1] % tokens: raise ValueError(f"{times.shape[1]} {name}_times for {tokens} tokens: pass one time per latent frame")
     return times.unflatten(1, (tokens, -1)).mean(-1)
 
-CLOCKS = {"global": lambda *_: None, "windows": windows_clock, "seconds": seconds_clock}
+CLOCKS = {"global": lambda *_: None, "windows": windows_clock, "seconds": seconds_clock, "none": lambda *_: None}
+
+def clip_facts(
+    clip: ClipConfig,
+    video_codec=None, audio_codec=None,    # state the times of latent frames; needed for `bi="seconds"`
+) -> dict:                                 # arguments of `conditions`
+    "What a model must know of all clips of a config: frame rate, size of the picture, times of latent frames."
+    times = {} if video_codec is None else dict(video_times=video_codec.times(clip.frames, clip.fps), audio_times=audio_codec.times(clip.samples))
+    return dict(fps=clip.fps, height=clip.height, width=clip.width, **times)
 
 # %% ../nbs/01a_dit.ipynb #levels
 def any_row(given, patch): return F.pad(given, (0, -given.shape[1] % patch)).unflatten(1, (-1, patch)).any(-1)
@@ -457,8 +514,6 @@ def trim_text(text, mask):
     length = int(mask.any(0).nonzero().amax()) + 1
     return text[:, :length], mask[:, :length]
 
-def per_row(x, b, device): return torch.as_tensor(x, dtype=torch.float32, device=device).expand(b)
-
 @patch
 def conditions(
     self: JavisDiT,
@@ -475,7 +530,7 @@ def conditions(
     (b, l, _), drop = text.shape, drop or Drops(None, None, None)
     check_conditions(self.config, text, text_mask, spatial_prior, temporal_prior)
     tokens = [f(replace_rows(text, f.null[:l], d)) for f, d in ((self.video_text, drop.video_text), (self.audio_text, drop.audio_text))]
-    prior = self.prior.null[None] if spatial_prior is None else replace_rows(torch.cat((spatial_prior, temporal_prior), 1), self.prior.null, drop.prior)
+    prior = None if spatial_prior is None else replace_rows(torch.cat((spatial_prior, temporal_prior), 1), self.prior.null, drop.prior)
     row = lambda x: per_row(x, b, text.device)
     times = (None if x is None else torch.as_tensor(x, dtype=torch.float32, device=text.device).expand(b, -1) for x in (video_times, audio_times))
     return Conditions(self.keys(*tokens, prior, b), self.fps(row(fps)), (row(height) * row(width)).sqrt() / self.config.base_size, l,
@@ -483,20 +538,28 @@ def conditions(
 
 @patch
 def keys(self: JavisDiT, video_text, audio_text, prior, b):
-    "Keys and values of all cross attentions for `b` rows; single rows are shared."
-    tokens = ConditionTokens(video_text, audio_text, *self.prior(prior).split(tuple(self.config.prior_tokens), 1))
-    return [tree_map(lambda x: x.expand(b, -1, -1, -1), block.keys(tokens)) for block in self.blocks]
+    "Keys and values of all cross attentions for `b` rows; single rows are shared; prior None is the null prior."
+    prior = (None, None) if self.prior is None else self.prior(self.prior.null[None] if prior is None else prior).split(tuple(self.config.prior_tokens), 1)
+    tokens = ConditionTokens(video_text, audio_text, *prior)
+    return [tree_map(lambda x: x.expand(b, *x.shape[1:]), block.keys(tokens)) for block in self.blocks]
 
 @patch
 def guided(self: JavisDiT, cond: Conditions) -> Conditions:
     "2b rows for guidance: the conditions as they are, then the same clips with null text and null prior."
     null = [f(f.null[None, :cond.text_tokens]) for f in (self.video_text, self.audio_text)]
-    return cond.cat(replace(cond, keys=self.keys(*null, self.prior.null[None], len(cond))), guided=True)
+    return cond.cat(replace(cond, keys=self.keys(*null, None, len(cond))), guided=True)
 
 # %% ../nbs/01a_dit.ipynb #checks
 def expect(ok, message):
     "Raise `ValueError` with `message` unless `ok`."
     if not ok: raise ValueError(message)
+
+def check_choices(config):
+    "Raise `ValueError` for architectures that do not exist."
+    for name, choices in (("layout", LAYOUTS), ("bi", CLOCKS), ("prior_use", PRIOR_USES), ("skip", MOMENTS)):
+        expect(config[name] in choices, f"{name} {config[name]!r} does not exist: choose one of {', '.join(choices)}")
+    tokens = tuple(config.prior_tokens)
+    expect(all(tokens) or not any(tokens), f"prior_tokens {tokens}: a prior has spatial and temporal tokens, or (0, 0) for none")
 
 def check_inputs(config, video, audio, cond):
     "Raise `ValueError` for latents that do not fit the model or the conditions."
@@ -513,6 +576,7 @@ def check_conditions(config, text, mask, spatial, temporal):
     expect(c == config.text_channels, f"text states have {c} channels, expected {config.text_channels}: use the text encoder the model was trained with")
     expect(mask is None or mask.shape == text.shape[:2], f"text_mask has another shape than text: {None if mask is None else tuple(mask.shape)} for {tuple(text.shape[:2])}")
     expect((spatial is None) == (temporal is None), "one prior without the other: pass both, or neither for the null prior")
+    expect(spatial is None or config.prior_use != "none" and any(config.prior_tokens), f"a prior for a model that takes none (prior_use {config.prior_use!r}, prior_tokens {tuple(config.prior_tokens)}): pass no prior")
     for name, x, n in zip(("spatial", "temporal"), (spatial, temporal), config.prior_tokens):
         expect(x is None or x.shape[1:] == (n, config.prior_channels), f"{name} prior is {None if x is None else tuple(x.shape)}, expected (b, {n}, {config.prior_channels})")
 
@@ -540,7 +604,8 @@ def init_weights(
         if isinstance(m, nn.Linear): init_linear(m, g, "default" if new else "xavier", 2 if name.endswith(("video_in", "audio_in")) else 1)
     for name, p in self.named_parameters():
         if name.endswith("table"): nn.init.normal_(p, 0, p.shape[-1] ** -0.5, generator=g)
-    for m in (self.video_text, self.audio_text, self.prior): nn.init.normal_(m.null, 0, m.null.shape[1] ** -0.5, generator=g)
+        if name.endswith("_gain"): nn.init.ones_(p)
+    for m in filter(None, (self.video_text, self.audio_text, self.prior)): nn.init.normal_(m.null, 0, m.null.shape[1] ** -0.5, generator=g)
     self.audio_text.null.copy_(self.video_text.null)
     for m in (self.video_embed, self.audio_embed): init_linear(m.proj, g, "default")
     nn.init.uniform_(self.video_embed.proj.bias, -(b := self.video_embed.proj.weight.shape[1] ** -0.5), b, generator=g)
@@ -557,7 +622,10 @@ def close_gates(model):
         if isinstance(m, StreamBlock) and m.attention.axis == "time":
             for layer in (m.attention.out, m.text.out, m.mlp.fc2): nn.init.zeros_(layer.weight)
         if isinstance(m, PriorCrossAttention): nn.init.zeros_(m.out.weight)
+        if isinstance(m, PriorAddition): nn.init.zeros_(m.gain)
+        if isinstance(m, PriorModulation): nn.init.zeros_(m.proj.weight)
         if isinstance(m, PriorBlock): nn.init.zeros_(m.mlp.fc2.weight)
+        if isinstance(m, BiBlock): nn.init.zeros_(m.video_gain), nn.init.zeros_(m.audio_gain)
 
 @torch.no_grad()
 def open_gates(model):
@@ -568,5 +636,20 @@ def open_gates(model):
         if isinstance(m, (StreamBlock, PriorBlock)): m.mlp.fc2.weight.mul_(n ** -0.5)
         if isinstance(m, BiBlock):
             for layer in (m.attention.video_out, m.attention.audio_out): layer.weight.mul_(n ** -0.5)
-            for gain in (m.video_gain, m.audio_gain): nn.init.ones_(gain)
+        if isinstance(m, PriorAddition): nn.init.zeros_(m.gain)
+        if isinstance(m, PriorModulation): nn.init.zeros_(m.proj.weight)
         if isinstance(m, Head): m.proj.weight.mul_(n ** -0.5)
+
+# %% ../nbs/01a_dit.ipynb #stages
+def stage_of(name: str) -> int:
+    "The stage that trains a parameter of this name: 0 the video stream and what is shared, 1 the sound stream, 3 what joins them."
+    if re.search(r"(^|[._])prior\.|\.bi\.|^nine\.", name): return 3
+    return int(re.search(r"(^|\.)audio[._]", name) is not None)
+
+def trainable(
+    model: JavisDiT,
+    stage: int,         # 0, 1 or 3; stage 2 trains the prior estimator, which is another model
+) -> dict:              # name -> parameter
+    "The parameters that a stage trains; all others are frozen in it (paper Sec. 3.3)."
+    if stage not in (0, 1, 3): raise ValueError(f"stage {stage} trains nothing of this model: choose 0 (video), 1 (sound) or 3 (what joins them)")
+    return {name: p for name, p in model.named_parameters() if stage_of(name) == stage}

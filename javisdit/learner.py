@@ -28,9 +28,10 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
 from torch import Tensor, nn
 
+from .codecs import load_codecs
 from .core import Config, TrainConfig, config_to_dict, generator, rng, save_config
 from .data import Batch, Latents
-from .dit import Drops, JavisDiT, draw_drops, linear_velocity, trim_text
+from .dit import Drops, JavisDiT, clip_facts, draw_drops, linear_velocity, trim_text
 from .flow import flow_loss, logit_normal, noisify, shift_ratio, shift_times, velocity_loss
 
 # %% ../nbs/04b_learner.ipynb #sampler
@@ -72,11 +73,12 @@ class Denoiser(nn.Module):
     "Conditions and transformer in one forward: what is differentiated in a training step."
     def __init__(self, dit: JavisDiT, config: Config):
         super().__init__()
-        self.dit, self.clip = dit, config.clip
+        codecs = load_codecs(config) if config.model.bi == "seconds" else ()     # they state the times of latent frames
+        self.dit, self.facts = dit, clip_facts(config.clip, *codecs)
 
     def forward(self, video: Tensor, audio: Tensor, t: Tensor, text: Tensor, text_mask: Tensor, drop: Drops | None = None):
         "Velocities of noisy latents (b c t h w), (b c t m) at noise level t (b,) in [0, 1]."
-        cond = self.dit.conditions(text, text_mask, fps=self.clip.fps, height=self.clip.height, width=self.clip.width, drop=drop)
+        cond = self.dit.conditions(text, text_mask, drop=drop, **self.facts)
         return self.dit(video, audio, 1000 * t, cond)
 
 def stream_losses(pred, target) -> tuple[Tensor, Tensor]:

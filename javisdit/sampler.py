@@ -27,7 +27,7 @@ from torch import Tensor
 from .codecs import load_codecs
 from .core import Config, generator, load_config, save_config
 from .detect import sync_report
-from .dit import JavisDiT
+from .dit import JavisDiT, clip_facts
 from .encoders import load_text_encoder
 from .flow import plot_log, sample_latents, shift_ratio, time_grid
 from .media import Clip, from_model, to_model
@@ -112,7 +112,7 @@ def denoise(self: JavisDiTPipeline, prompts: list[str], seed: int, steps=None, g
     config, dit = self.settings, self.transformer
     steps, guidance = (d if x is None else x for x, d in ((steps, config.sample.steps), (guidance, config.sample.guidance)))
     times, text = time_grid(steps, shift_ratio(config.clip, config.sample.shift)), self.text_encoder(prompts)
-    cond = dit.conditions(text.states.to(self.device), text.mask.to(self.device), fps=config.clip.fps, height=config.clip.height, width=config.clip.width)
+    cond = dit.conditions(text.states.to(self.device), text.mask.to(self.device), **clip_facts(config.clip, self.video_codec, self.audio_codec))
     noise = tuple(x.to(self.device) for x in clip_noise(config, [seed + i for i in range(len(prompts))]))
     with self.progress_bar(total=steps) as bar:
         def tick(i, t, x):

@@ -12,7 +12,7 @@ from pathlib import Path
 from .codecs import load_codecs
 from .core import Config, generator, preset as preset_config
 from .data import ClipDataset, Latents, encode_dataset, read_manifest, split
-from .dit import JavisDiT
+from .dit import CLOCKS, JavisDiT
 from .encoders import load_text_encoder
 from .learner import channel_moments
 from .world import write_world
@@ -32,11 +32,13 @@ class TrainJoint:
     lr: float | None = None          # None: the preset's
     block: int = 250                 # steps between validations and checkpoints
     workers: int = 2                 # processes that write and read clips
+    bi: str | None = None            # attention between the streams: global, windows, seconds, none; None: the preset's
 
     def __post_init__(self):
         for name in ("steps", "clips", "valid", "batch_size", "block", "lr"):
             if (value := getattr(self, name)) is not None and value <= 0: raise ValueError(f"parameter {name} = {value}: a positive number is needed")
         preset_config(self.preset)
+        if self.bi is not None and self.bi not in CLOCKS: raise ValueError(f"parameter bi = {self.bi}: choose one of {', '.join(CLOCKS)}")
         if self.data is not None and not Path(self.data).exists(): raise ValueError(f"parameter data = {self.data}: no such file or folder")
 
     @property
@@ -44,7 +46,7 @@ class TrainJoint:
         "The preset with these parameters put in."
         base = preset_config(self.preset)
         own = {k: getattr(self, k) for k in ("steps", "batch_size", "lr") if getattr(self, k) is not None}
-        return replace(base, train=replace(base.train, **own))
+        return replace(base, train=replace(base.train, **own), model=replace(base.model, bi=self.bi or base.model.bi))
     @property
     def folder(self) -> Path: return Path(self.out_dir or Path.cwd() / "_runs" / f"joint-{self.preset}")
 
