@@ -9,8 +9,8 @@ __all__ = ['OUTSIDE', 'BLOCK', 'INSIDE', 'OWNERS', 'TRAINED', 'CONFIG_NAMES', 'P
            'our_shapes', 'reference_shapes', 'check_shapes', 'from_reference', 'to_reference', 'Kind',
            'checkpoint_kind', 'shape_facts', 'infer_config', 'settings_from_reference', 'config_from_reference',
            'config_to_reference', 'SafeFile', 'PickleFile', 'Tensors', 'local_path', 'Opened', 'open_checkpoint',
-           'load_model', 'load_branch', 'copy_to_audio', 'PassOn', 'PassBoth', 'NoPrior', 'branch_only', 'ShardWriter',
-           'convert', 'content_hash', 'javisdit_convert']
+           'load_transformer', 'load_branch', 'copy_to_audio', 'PassOn', 'PassBoth', 'NoPrior', 'branch_only',
+           'ShardWriter', 'content_hash', 'convert', 'javisdit_convert']
 
 # %% ../nbs/01b_checkpoints.ipynb #imports
 import hashlib
@@ -19,6 +19,7 @@ import math
 import pickle
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -204,39 +205,40 @@ def checkpoint_kind(
     return Kind("reference", "audio" if has(r"ax_embedder\.|audio_") else "video", None)
 
 # %% ../nbs/01b_checkpoints.ipynb #shape-facts
-def _stream_facts(shapes, stem, embed, head):
-    "Channels, patch and sigma half of a stream, from its patch embedding and its head."
-    _, channels, *patch = shapes[f"{embed}.proj.weight"]
-    outs, rest = divmod(shapes[f"{head}.linear.bias"][0], channels * math.prod(patch))
-    if rest or outs not in (1, 2): raise ValueError(f"{head}.linear.bias has {shapes[f'{head}.linear.bias'][0]} channels, expected {channels * math.prod(patch)} or twice as many")
-    return {f"{stem}_channels": channels, f"{stem}_patch": tuple(patch), "predict_sigma": outs == 2}
+def _vote(shapes, pattern, fact=lambda shape: shape[0]):
+    "What most tensors say whose names match; None if there is none, so that a single wrong one does not decide."
+    said = Counter(fact(s) for n, s in shapes.items() if re.search(pattern, n))
+    return said.most_common(1)[0][0] if said else None
 
-def _heads(shapes, block, width):
-    "Heads and norm of the first block."
-    norm = shapes.get(f"{block}.attn.q_norm.weight")
-    return dict(qk_norm=False) if norm is None else dict(qk_norm=True, heads=width // norm[0])
+def _stream_facts(shapes, stem, embed, head):
+    "Channels, patch and sigma half of a stream, from its patch embedding; nothing where its head contradicts."
+    weight = tuple(shapes.get(f"{embed}.proj.weight", ()))
+    if len(weight) != (5 if stem == "video" else 4): return {}
+    _, channels, *patch = weight
+    rows = {shapes[n][0] for n in (f"{head}.linear.weight", f"{head}.linear.bias") if n in shapes}
+    halves = [n for n in (1, 2) if n * channels * math.prod(patch) in rows]
+    if rows and not halves: return {}
+    return {f"{stem}_channels": channels, f"{stem}_patch": tuple(patch), **({"predict_sigma": halves[0] == 2} if halves else {})}
 
 def shape_facts(
     shapes: dict,   # name -> shape of a checkpoint under the reference's names
-    kind: Kind,
-) -> dict:          # settings of `ModelConfig`; ValueError if a tensor is missing that they depend on
+    part: str,      # "joint", "video" or "audio"
+) -> dict:          # settings of `ModelConfig`; ValueError where not even the width shows
     "What shapes say about the model."
-    block = ("audio_" if kind.part == "audio" else "") + "spatial_blocks.0" + (".video" if kind.layout == "paper" and kind.part == "joint" else "")
-    try:
-        width, (tokens, channels) = shapes["t_embedder.mlp.2.bias"][0], shapes["y_embedder.y_embedding"]
-        facts = dict(width=width, text_tokens=tokens, text_channels=channels, mlp_ratio=shapes[f"{block}.mlp.fc1.bias"][0] / width)
-        facts |= _stream_facts(shapes, "video", "x_embedder", "final_layer") | _heads(shapes, block, width)
-        if kind.part != "video": facts |= _stream_facts(shapes, "audio", "ax_embedder", "audio_final_layer")
-        if kind.part == "joint": facts["prior_channels"] = shapes["st_prior_embedder.y_embedding"][1]
-    except KeyError as e: raise ValueError(f"missing: {e.args[0]}: without it the size of the model is unknown") from None
-    levels = {int(m[1]) for n in shapes if (m := re.match(r"(?:audio_)?spatial_blocks\.(\d+)\.", n))}
-    return facts | dict(depth=max(levels) + 1)
+    width = _vote(shapes, r"attn\.proj\.bias$|t_embedder\.mlp\.2\.bias$")
+    if width is None: raise ValueError("neither the noise level's embedding nor any attention is there: the size of the model is unknown")
+    facts = dict(width=width, depth=1 + max((int(m[1]) for n in shapes if (m := re.search(r"_blocks\.(\d+)\.", n))), default=-1))
+    hidden, norm = (_vote(shapes, p) for p in (r"_blocks\.\d+\.(\w+\.)?mlp\.fc1\.(weight|bias)$", r"attn\.[qk]_norm\.weight$"))
+    channels = lambda stem: _vote(shapes, rf"^{stem}embedder\.(y_embedding|y_proj\.fc1\.weight)$", lambda shape: shape[-1])
+    facts |= {k: v for k, v in dict(text_channels=channels("(audio_)?y_"), text_tokens=_vote(shapes, r"y_embedder\.y_embedding$"), prior_channels=channels("st_prior_")).items() if v}
+    if hidden: facts["mlp_ratio"] = hidden / width
+    facts |= dict(qk_norm=False) if norm is None else dict(qk_norm=True, heads=width // norm)
+    return facts | _stream_facts(shapes, "video", "x_embedder", "final_layer") | (_stream_facts(shapes, "audio", "ax_embedder", "audio_final_layer") if part != "video" else {})
 
 # %% ../nbs/01b_checkpoints.ipynb #infer
 def _prior_tokens(total, told):
     "Spatial and temporal prior tokens: as told, or halves."
     if told is not None and sum(told) == total: return tuple(told)
-    if told is not None: raise ValueError(f"prior_tokens {tuple(told)} are {sum(told)} in all, the checkpoint has {total}")
     if total % 2: raise ValueError(f"{total} prior tokens do not divide into halves: pass prior_tokens=(spatial, temporal)")
     return total // 2, total // 2
 
@@ -249,9 +251,9 @@ def infer_config(
     "The config of a model, from names and shapes."
     kind = kind or checkpoint_kind(shapes)
     told = {**(hints or {}), **known}
-    facts = {**told, **shape_facts(shapes, kind), **known}
+    facts = {**told, **shape_facts(shapes, kind.part), **known}
     if "heads" not in facts: raise ValueError("without query and key norm the number of heads has no shape: pass heads=...")
-    if kind.part == "joint": facts["prior_tokens"] = _prior_tokens(shapes["st_prior_embedder.y_embedding"][0], told.get("prior_tokens"))
+    if (null := shapes.get("st_prior_embedder.y_embedding")) and "prior_tokens" not in known: facts["prior_tokens"] = _prior_tokens(null[0], told.get("prior_tokens"))
     layout = kind.layout or told.get("layout", "released")
     if "bi" not in told: facts["bi"] = "global" if layout == "released" else "windows"
     return ModelConfig(**{**facts, "layout": layout})
@@ -430,7 +432,7 @@ def _extras(opened: Opened) -> Iterator:
     else: source, names = opened.extras, [*opened.extras.shapes] if opened.extras else []
     yield from ((n, source.read(n)) for n in names)
 
-def load_model(
+def load_transformer(
     path,                             # file, index, folder, or one of `PUBLIC`
     dtype: torch.dtype | None = None, # None: as stored
     **known,                          # settings that shapes cannot say
@@ -521,6 +523,15 @@ class ShardWriter:
         index = {"metadata": {"total_size": sum(sum(s.values()) for s in self.shards)}, "weight_map": where}
         if n > 1: (self.folder / f"{file}.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
+def content_hash(path) -> str:
+    "SHA-256 over names, types, shapes and bytes of a checkpoint's tensors, whatever files they lie in."
+    total, tensors = hashlib.sha256(), Tensors(_files(Path(path)))
+    for name in sorted(tensors.shapes):
+        x = tensors.read(name)
+        total.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        total.update(x.contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
+
 # %% ../nbs/01b_checkpoints.ipynb #convert-file
 def _write(opened: Opened, folder: Path, to: str, dtype: torch.dtype | None, limit: int, progress: bool):
     "Write the weights, the extras and the config of a checkpoint."
@@ -557,16 +568,6 @@ def convert(
     except BaseException: shutil.rmtree(part); raise
     part.rename(out)
     return opened
-
-# %% ../nbs/01b_checkpoints.ipynb #hash
-def content_hash(path) -> str:
-    "SHA-256 over names, types, shapes and bytes of a checkpoint's tensors, whatever files they lie in."
-    total, tensors = hashlib.sha256(), Tensors(_files(Path(path)))
-    for name in sorted(tensors.shapes):
-        x = tensors.read(name)
-        total.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
-        total.update(x.contiguous().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()
 
 # %% ../nbs/01b_checkpoints.ipynb #command
 @call_parse
