@@ -60,7 +60,8 @@ def velocity_loss(
     error = (pred.float() - target.float()).square()
     per_frame = error.transpose(1, 2).flatten(2).mean(2)
     if generated is None: return per_frame.mean(1)
-    return (per_frame * generated).sum(1) / generated.sum(1)
+    count = generated.sum(1)
+    return ((per_frame * generated).sum(1) / count.clamp(min=1)).masked_fill(count == 0, torch.nan)   # 0/0 would also make the gradient NaN
 
 def flow_loss(video: Tensor, audio: Tensor) -> Tensor:
     "Mean over clips of the per-clip losses (b,) of both streams, weighted 1 : 1."
@@ -94,15 +95,18 @@ def sample_latents(
     times: Tensor,           # (n + 1,) from `time_grid`
     guidance: float = 1.0,   # 1 = follow the caption as learned
     on_step=None,            # called as `on_step(i, t, x)`
+    generated=(None, None),  # of video and audio (b t) bool: False = given, `noise` holds the clean latent there, which stays
+    **options,               # of the transformer: `prior_scope`, `window_padding`
 ):                           # (video, audio) latents
     "Guided Euler sampling of both streams at once (App. C.1)."
     if not math.isfinite(guidance): raise ValueError(f"guidance {guidance}: a finite number is needed, 1 for none")
-    both = None if guidance == 1 else dit.guided(cond)
+    both, twice = None if guidance == 1 else dit.guided(cond), lambda a: None if a is None else torch.cat([a, a])
     def velocity(x, t):
-        if both is None: return dit(*x, (1000 * t).expand(len(x[0])), cond)
-        v = dit(*(torch.cat([a, a]) for a in x), (1000 * t).expand(2 * len(x[0])), both)
+        if both is None: return dit(*x, (1000 * t).expand(len(x[0])), cond, *generated, **options)
+        v = dit(*map(twice, x), (1000 * t).expand(2 * len(x[0])), both, *map(twice, generated), **options)
         return guided(*zip(*(a.chunk(2) for a in v)), guidance)
-    return euler(velocity, noise, times.to(noise[0]), on_step)
+    def moved(x, t): return [v if g is None else v * g.view(*g.shape[:1], 1, -1, *[1] * (v.ndim - 3)) for v, g in zip(velocity(x, t), generated)]
+    return euler(moved, noise, times.to(noise[0]), on_step)
 
 # %% ../nbs/04a_flow.ipynb #log
 def read_log(path) -> list[dict]:

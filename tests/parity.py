@@ -14,15 +14,19 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from javisdit.attention import BiCrossAttention, make_windows, rotary, rotate
-from javisdit.checkpoints import _join, block_names, config_from_reference, from_reference, reference_names, to_reference
+from javisdit.checkpoints import (_join, block_names, branch_only, config_from_reference, copy_to_audio, freeze, from_reference, in_part, reference_names,
+                                  to_reference)
+from javisdit.core import ClipConfig
 from javisdit.dit import (TOKEN_FLAG, ConditionEmbedder, Head, JavisDiT, Level, PriorBlock, StreamBlock, StreamStep, TimestepEmbedder,
                           position_1d, position_2d, replace_rows, sinusoid)
+from javisdit.flow import flow_loss, logit_normal, noisify, sample_latents, shift_ratio, shift_times, time_grid, velocity_loss
 
 FAMILIES = {}
 
@@ -31,7 +35,8 @@ class Answer(NamedTuple):
     "What we computed for a key, and which part of it the reference agrees on."
     value: torch.Tensor
     where: torch.Tensor | None = None   # bool, broadcast to value: the part that is compared
-    tolerance: float = 1e-5             # absolute
+    tolerance: float = 1e-5             # absolute, or
+    relative: bool = False              # of the largest value, where that is above 1
     row: str = ""                       # number of the deliberate difference, where a part is left out
 
 
@@ -79,27 +84,162 @@ def fill(module, state, prefix, names=block_names):
 
 # --- the transformer ---
 
+def layout_of(fixture):
+    "The layout that a fixture's model has."
+    return "paper" if "VASTDiT3_2" in fixture.config.get("architecture", "") or "_paper_" in fixture.name else "released"
+
+
+def build(fixture, part="joint"):
+    "The fixture's model, or one branch of it, and its config."
+    config = config_from_reference(fixture.config["config"], layout_of(fixture))
+    model = JavisDiT(**vars(config))
+    if part != "joint": branch_only(model, part)
+    model.load_state_dict(from_reference(fixture.weights, config, part).state)
+    return model.eval(), config
+
+
+def conditions(model, x):
+    "What the model is told about the clips of a fixture; a prior that is not there is the null one."
+    b = len(x["video"])
+    mask = None if x.get("mask") is None else x["mask"].repeat(b // len(x["mask"]), 1)
+    return model.conditions(x["y"].squeeze(1), mask, x.get("spatial_prior"), x.get("temporal_prior"), fps=x["fps"], height=x["height"], width=x["width"])
+
+
+def given_frames(config, x, masks=("x_mask", "ax_mask")):
+    "`(generated, where)`: the masks that our model takes, one flag a latent row, and the latent rows whose tokens are generated."
+    generated = [None if x.get(k) is None else x[k].bool() for k in masks]
+    if generated[0] is None: return generated, [None, None]
+    t, patch = x["video"].shape[2], config.video_patch[0]
+    if generated[0].shape[1] != t: generated[0] = generated[0].repeat_interleave(patch, 1)[:, :t]
+    flags = [TOKEN_FLAG[config.layout](g, p).repeat_interleave(p, 1)[:, :g.shape[1]] for g, p in zip(generated, (patch, config.audio_patch[0]))]
+    return generated, [flags[0][:, None, :, None, None], flags[1][:, None, :, None]]
+
+
 @family(r"dit_(paper_)?joint_.*", portable=True)
 def joint(fixture):
     "Full forward: `out/` with the batch sharing its priors, `out_isolated/` each sample by itself."
-    layout = "paper" if "VASTDiT3_2" in fixture.config.get("architecture", "") or "_paper_" in fixture.name else "released"
-    config, x = config_from_reference(fixture.config["config"], layout), fixture.inputs
-    model = JavisDiT(**vars(config))
-    model.load_state_dict(from_reference(fixture.weights, config).state)
-    text, b = x["y"].squeeze(1), len(x["video"])
-    mask = None if x.get("mask") is None else x["mask"].repeat(b // len(x["mask"]), 1)
-    cond = model.conditions(text, mask, x["spatial_prior"], x["temporal_prior"], fps=x["fps"], height=x["height"], width=x["width"])
-    generated = [None if x.get(k) is None else x[k].bool() for k in ("x_mask", "ax_mask")]
-    if generated[0] is not None: generated[0] = generated[0].repeat_interleave(config.video_patch[0], 1)[:, :x["video"].shape[2]]
+    (model, config), x = build(fixture), fixture.inputs
+    cond, (generated, where) = conditions(model, x), given_frames(config, x)
     run = lambda scope: model.output(x["video"], x["audio"], x["timestep"], cond, *generated, prior_scope=scope, window_padding="attend")
-    where = [None, None]
-    if generated[0] is not None:
-        audio = TOKEN_FLAG[layout](generated[1], config.audio_patch[0]).repeat_interleave(config.audio_patch[0], 1)
-        where = [generated[0][:, None, :, None, None], audio[:, None, :, None]]
-    scopes = {"out": "batch", "out_isolated": "sample"} if b > 1 else {"out": "batch"}
+    scopes = {"out": "batch", "out_isolated": "sample"} if len(x["video"]) > 1 else {"out": "batch"}
     return {f"{key}/{name}": Answer(value, w, row="2" if w is not None else "")
             for key, scope in scopes.items() for name, value, w in zip(("video", "audio"), run(scope), where)}
 
+
+@family(r"dit_cfg_sample(_\w+)?", portable=True)
+def cfg_sample(fixture):
+    "A guided trajectory, free or with given frames: the last latents, the latents before each step, outputs of the first and the last step."
+    (model, config), x, c, out = build(fixture), fixture.inputs, fixture.config, {}
+    b, steps = len(x["video"]), c["steps"]
+    clip = ClipConfig(height=int(x["height"][0]), width=int(x["width"][0]), frames=int(x["num_frames"][0]))
+    times = time_grid(steps, shift_ratio(clip, "reference" if c["use_timestep_transform"] else "none"))
+    generated, where = given_frames(config, x, ("cond_mask/video", "cond_mask/audio"))
+    for key, scope in {"out": "batch", "out_isolated": "sample"}.items():
+        outputs, states = [], [(x["video"], x["audio"])]
+        def output(*args, whole=model.output): outputs.append(whole(*args)); return outputs[-1]
+        with patch.object(model, "output", output):
+            final = sample_latents(model, conditions(model, x), states[0], times, c["cfg_scale"], lambda i, t, z: states.append(z), generated, prior_scope=scope, window_padding="attend")
+        tolerance = dict(tolerance=1e-4, relative=True)
+        out[f"{key}/t_per_step"] = Answer(1000 * times[:-1, None].repeat(1, b), tolerance=1e-4, relative=True)
+        for n, name in enumerate(("video", "audio")):
+            out[f"{key}/{name}"] = Answer(final[n], **tolerance)
+            out |= {f"{key}/step{i}/z_in/{name}": Answer(states[i][n], **tolerance) for i in range(steps)}
+            part = None if where[n] is None else where[n].repeat(2, *[1] * (where[n].ndim - 1))
+            out |= {f"{key}/step{i}/model_out/{name}": Answer(outputs[i][n], part, row="2" if part is not None else "", **tolerance) for i in (0, steps - 1)}
+    return out
+
+
+# --- the flow, and the losses of stages 1 and 3 ---
+
+def bf16(x): return torch.tensor(float(x), dtype=torch.bfloat16).item()
+
+
+def rounded_ratio(case):
+    "The shift where sizes are bf16 numbers, as they were in the reference's bf16 runs; ours are whole numbers."
+    area, frames = bf16(bf16(case["height"]) * bf16(case["width"])), int(bf16(case["num_frames"]))
+    square, still = ClipConfig(height=512, width=512, frames=frames), ClipConfig(height=area, width=1, frames=1)
+    return bf16(bf16(shift_ratio(still)) * bf16(shift_ratio(square)))
+
+
+@family(r"dit_rf_timestep")
+def rf_timestep(fixture):
+    "Shifted noise levels of several sizes, of step grids, a logit-normal draw, a noised latent."
+    c, x, out = fixture.config, fixture.inputs, {}
+    ratios = [shift_ratio(ClipConfig(height=case["height"], width=case["width"], frames=case["num_frames"])) for case in c["cases"]]
+    for i, (case, ratio) in enumerate(zip(c["cases"], ratios)):
+        skip = dict(where=torch.tensor(False), row="5") if 1 < case["num_frames"] < 17 else {}
+        out[f"case{i}"] = Answer(1000 * shift_times(x["t"] / 1000, ratio), relative=True, **skip)
+        out |= {f"{k}_case{i}": Answer(1000 * shift_times(x[k] / 1000, ratio), relative=True, **skip) for k in x if k.startswith("grid")}
+        out[f"case{i}_bf16_meta"] = Answer(1000 * shift_times(x["t"] / 1000, rounded_ratio(case)), relative=True, **skip)
+    with patch("torch.randn", lambda n, **_: x["normal_draw"]): out["logit_normal_t01"] = Answer(logit_normal(len(x["normal_draw"]), torch.Generator()))
+    out["add_noise"] = Answer(noisify(x["x"], x["n"], x["tt"] / 1000)[0])
+    return {f"out/{k}": v for k, v in out.items()}
+
+
+def counted(losses):
+    "Rows whose loss is not of a clip with every frame given, and what is said of them."
+    rows = ~losses.isnan()
+    return (None, "") if rows.all() else (rows, "3")
+
+
+@family(r"dit_rf_loss")
+def rf_loss(fixture):
+    "Noised latents and losses, plain, masked, of audio alone."
+    x, out = fixture.inputs, {}
+    for i, case in enumerate(fixture.config["cases"]):
+        t, losses = x[f"case{i}/t"] / 1000, {}
+        for name in ("video", "audio"):
+            mask = x.get(f"case{i}/mask/{name}")
+            noisy, target = noisify(x[f"x_start/{name}"], x[f"noise/{name}"], t, mask)
+            out[f"case{i}/x_t/{name}"] = Answer(noisy)
+            if name == "video" and case["audio_only"]: continue
+            losses[name] = velocity_loss(x[f"case{i}/pred/{name}"][:, :target.shape[1]], target, mask)
+            rows, row = counted(losses[name])
+            out[f"case{i}/loss_{name}"] = Answer(torch.nanmean(losses[name])[None], None if rows is None else torch.tensor(False), row=row)
+        total = sum(losses.values())
+        out[f"case{i}/loss"] = Answer(sum(v.nan_to_num() for v in losses.values()), *counted(total)[:1], row=counted(total)[1])
+    return {f"out/{k}": v for k, v in out.items()}
+
+
+@torch.enable_grad()
+def loss_and_grads(fixture, stage, part, scope, streams):
+    "Per-clip losses of noised latents, and gradients of what a stage trains."
+    (model, config), x = build(fixture, part), fixture.inputs
+    generated, _ = given_frames(config, x)
+    noised = [noisify(x[k], x[f"noise/{k}"], x["timestep"] / 1000, g) for k, g in zip(("video", "audio"), generated)]
+    outputs = freeze(model, stage).output(*(z for z, _ in noised), x["timestep"], conditions(model, x), *generated, prior_scope=scope, window_padding="attend")
+    velocities = [(o[:, :v.shape[1]], v, g) for o, (_, v), g in zip(outputs, noised, generated)]
+    losses = {k: velocity_loss(*v) for k, v in zip(("video", "audio"), velocities) if k in streams}
+    flow_loss(*(losses[k].nan_to_num() if k in losses else torch.zeros(1) for k in ("video", "audio"))).backward()      # deviation 3: the reference counts such clips
+    grads = to_reference({n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters() if p.requires_grad}, config, {}, part)
+    total, (rows, row) = sum(v.nan_to_num() for v in losses.values()), counted(sum(losses.values()))
+    out = {"out/loss_per_sample": Answer(total, rows, row=row), "out/grad_l2": Answer(torch.stack([grads[n].norm() for n in sorted(grads)]), relative=True)}
+    out |= {f"out/loss_{k}": Answer(torch.nanmean(v)[None], None if counted(v)[0] is None else torch.tensor(False), row=counted(v)[1]) for k, v in losses.items()}
+    return out | {f"out/grad/{n}": Answer(g, relative=True) for n, g in grads.items()}
+
+
+@family(r"dit_stage1_audio", portable=True)
+def stage1_audio(fixture):
+    "The audio branch alone on the latents as they are, then its loss, and gradients of what stage 1 trains."
+    (model, _), x = build(fixture, "audio"), fixture.inputs
+    outputs = model.output(x["video"], x["audio"], x["timestep"], conditions(model, x))
+    return {**{f"out/{k}": Answer(v) for k, v in zip(("video", "audio"), outputs)}, **loss_and_grads(fixture, 1, "audio", "sample", ("audio",))}
+
+
+@family(r"dit_stage3_grad", portable=True)
+def stage3_grad(fixture): return loss_and_grads(fixture, 3, "joint", "batch", ("video", "audio"))
+
+
+@family(r"dit_stage1_init")
+def stage1_init(fixture):
+    "A stage-1 checkpoint before training, without what is drawn at random: OpenSora's weights, and their copies in the audio branch."
+    config = config_from_reference(fixture.config["config"])
+    state, extras = from_reference(fixture.weights, config, "video")
+    start = {n: v for n, v in copy_to_audio(state).items() if in_part(n, "audio")}
+    return {f"out/{k}": Answer(v, tolerance=0) for k, v in to_reference(start, config, extras, "audio").items()}
+
+
+# --- parts of the transformer ---
 
 @family(r"dit_blocks")
 def blocks(fixture):
@@ -229,6 +369,7 @@ def error(ours, theirs):
     value = ours.value
     if value.shape != theirs.shape: return float("inf")
     off = (value.double() - theirs.double()).abs().nan_to_num(float("inf"))
+    if ours.relative: off = off / max(1, theirs.double().abs().max().item())
     if ours.where is not None: off = off[ours.where.expand_as(off)]
     return off.max().item() if off.numel() else 0.0
 
@@ -245,7 +386,7 @@ def compare(fixture, ours):
 def write(fixture, ours, out):
     "Store our answers under the reference's names."
     if isinstance(next(iter(ours.values())), Answer):
-        save_file({k: a.value.contiguous() for k, a in ours.items()}, out / f"{fixture.name}.safetensors")
+        save_file({k: a.value.detach().contiguous().clone() for k, a in ours.items()}, out / f"{fixture.name}.safetensors")
     else: (out / f"{fixture.name}.json").write_text(json.dumps({"config": fixture.config, **{k: v for k, v in ours.items() if k != "numel"}}, indent=0))
 
 
