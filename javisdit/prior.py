@@ -77,6 +77,7 @@ class PriorConfig:
         sizes = self.part("channels", "tokens", "video_channels", "video_patch", "audio_channels", "audio_patch", "base_size")
         return dict(sizes, heads=self.va_heads, mlp_ratio=self.va_mlp_ratio)
 
+# %% ../nbs/02_prior.ipynb #fitting
 OWN = dict(tiny=dict(text="minilm", width=128, depth=(2, 2)), small=dict(text="minilm"))
 
 def prior_config(config: Config) -> PriorConfig:

@@ -130,7 +130,7 @@ def prior_reader(fixture):
 @family(r"eval_imagebind_text.*")
 def eval_reader(fixture):
     "The reader as metrics use it, also for a caption that has lost its end mark."
-    heads, x = fixture.config["text_num_heads"], fixture.inputs
+    heads, x = fixture.config.get("config", fixture.config)["text_num_heads"], fixture.inputs
     states, embedding = reader(fixture, heads, x["tokens"])
     out = {"out/text_hidden": states, "out/text_emb": embedding}
     if "tokens_truncated" in x: out["out/text_emb_truncated"] = reader(fixture, heads, x["tokens_truncated"])[1]
