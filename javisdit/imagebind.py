@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .core import MediaError
-from .encoders import TextEncoder, TextStates
+from .encoders import TextStates
 
 # %% ../nbs/00da_imagebind.ipynb #merges
 def merges_file() -> Path:   # a text file, gzipped: two pieces a line
