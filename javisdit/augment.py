@@ -507,7 +507,7 @@ def make_negatives(
     if n < 1: raise ValueError(f"{n} negatives of each group: at least 1 is needed")
     for side, what in (("video", "pictures"), ("audio", "sound")):
         if getattr(clip, side) is None or not len(getattr(clip, side)): raise ValueError(f"the clip {name or ''} has no {what}: negatives need both sides")
-    seed = int(torch.randint(2 ** 62, (), generator=generator)) if isinstance(generator, torch.Generator) else int(generator.integers(2 ** 62))
+    seed = int(torch.randint(2 ** 62, (), generator=generator, device=generator.device)) if isinstance(generator, torch.Generator) else int(generator.integers(2 ** 62))
     source, passed_over = Source(clip, pools, name, clip.audio if track is None else track, start), []
     silent, easy, out = not segments(clip.audio), easy_sound(source, passed_over), {group: [] for group in WAYS}
     for i in range(n):

@@ -223,6 +223,16 @@ def test_a_broken_file_is_passed_over_and_counted(tmp_path):
     with pytest.raises(MediaError, match="12.wav.json"): FolderStems(tmp_path).get("12")
 
 
+def test_empty_pools_are_passed_over_and_counted():
+    class Empty: names, lengths = (), ()
+    made = world_clip(12)
+    found = [make_negatives(made.clip, 1, rng(i), Pools(Empty(), Empty(), {}, {}), name="12") for i in range(20)]
+    assert {x.video_spatial[0].way for x in found} == {"mask"} and {x.audio_spatial[0].way for x in found} == {"volume"}
+    why = {way: str(e) for x in found for _, way, e in x.passed_over}
+    assert set(why) == {"trajectory", "add", "remove"} and "empty" in why["trajectory"]
+    assert not make_negatives(made.clip, 1, rng(0)).passed_over                    # what is not wanted is not missed
+
+
 def test_a_clip_is_cut_from_its_file_and_so_are_its_stems():
     made, start = world_clip(12), 4000
     clip = Clip(made.clip.video[6:30], made.clip.audio[start:start + 16000])
