@@ -18,7 +18,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 DOCS = Path(__file__).resolve().parents[1] / "_docs"
 DESK, PHONE = 1280, 390   # pixels
-NO_CLIP = {"01b_checkpoints"}   # chapters whose idea no clip can carry
+NO_CLIP = {"01_attention", "01a_dit", "01b_checkpoints", "01c_maps", "11_performance"}   # chapters about networks and machines: no clip carries their idea
 FLAGS = """--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync
 --disable-dev-shm-usage --autoplay-policy=no-user-gesture-required""".split() + ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 # what a loaded page says of itself: [kind, which]
@@ -32,7 +32,7 @@ for (const a of document.querySelectorAll("a[href^='#']")) if (a.hash.length > 1
 const walk = document.createTreeWalker(main, NodeFilter.SHOW_TEXT);
 while (walk.nextNode()) {
   const n = walk.currentNode;
-  if (!n.parentElement.closest("pre, code, script, style, .katex") && /\$[^$\s][^$]*\$|\\[([]|:::/.test(n.data)) bad.push(["markup left in the text", n.data.trim().slice(0, 80)]);
+  if (!n.parentElement.closest("pre, code, script, style, .katex") && /\$[^$\s][^$]*\$|\\[([]|:::|\]\{[#.]/.test(n.data)) bad.push(["markup left in the text", n.data.trim().slice(0, 80)]);
 }
 const width = document.documentElement.clientWidth, wide = document.documentElement.scrollWidth - width;
 if (wide > 1) bad.push(["page wider than its window by", wide + " px"]);

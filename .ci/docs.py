@@ -40,7 +40,7 @@ class ShowSource(Processor):
             if cell.cell_type != "code" or not {"export", "exports"} & cell.directives_.keys(): continue
             names = nbp._def_names(cell, set())
             if "exports" in cell.directives_: cell.source = f'#| code-fold: show\n#| code-summary: "javisdit.{module}"\n{cell.source}'
-            if names: self.nb.cells.insert(i, mk_cell(" ".join(f"[]{{#{name.lower()}}}" for name in names), "markdown"))
+            if names: self.nb.cells.insert(i, mk_cell("".join(f'<span id="{name.lower()}"></span>' for name in names), "markdown"))
 
 
 class BookFilter(nbp.FilterDefaults):
