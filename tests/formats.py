@@ -332,8 +332,7 @@ def main():
     parser.add_argument("--real", type=Path, help="a folder with real films")
     parser.add_argument("--only", default="", help="part of a case's name")
     args = parser.parse_args()
-    clean = multiprocessing.get_context("forkserver")                    # its processes have read nothing before
-    clean.set_forkserver_preload(["formats"])
+    clean = multiprocessing.get_context("fork")                          # a process a file
     with tempfile.TemporaryDirectory() as folder, clean.Pool(1, maxtasksperchild=1) as pool:
         rows = [pool.apply(row, (case, make(case, folder))) for case in cases() if args.only in case.id]
         rows += [pool.apply(real_row, (path,)) for path in real_files(args.real) if args.only in path.name]

@@ -111,7 +111,7 @@ def test_a_long_claim_takes_no_memory(tmp_path):
     before = memory_now()
     assert probe(path).seconds == pytest.approx(2.0, abs=0.002)
     with pytest.warns(MediaWarning, match="after its last picture"): assert len(read_clip(path).video) == 48
-    with pytest.raises(MediaError, match="lasts 2.0"): read_clip(path, seconds=60)
+    with pytest.raises(MediaError, match="too short for 60 s"): read_clip(path, seconds=60)
     with pytest.raises(MediaError, match="GB of memory.*seconds="): read_clip(path, fps=100, size=(4320, 7680))
     with pytest.raises(MediaError, match="GB of memory"): read_audio(path, seconds=1e6)
     assert memory_now(peak=True) - before < 100
