@@ -25,6 +25,7 @@ def _image(path):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)      # its limit is higher than ours
         try: image = Image.open(existing(path), formats=IMAGES)
         except UnidentifiedImageError as e: raise MediaError(path, "is not a picture", f"pass a {', '.join(IMAGES[:4])} file") from e
+        except Image.DecompressionBombError as e: raise MediaError(path, "claims more pixels than any picture has", f"make it smaller: {MAX_PIXELS:,} are the most") from e
         with image:
             w, h = image.size
             if w * h > MAX_PIXELS: raise MediaError(path, f"claims {h}x{w} pixels", f"make it smaller: {MAX_PIXELS:,} pixels are the most")
