@@ -238,7 +238,7 @@ COMMANDS = {"step": step}
 
 def javisdit_bench(argv: list[str] | None = None):
     "Predict the clock, then read it: `javisdit_bench step --help`."
-    argv = [re.sub(r"(?<=\w)-(?=\w)", "_", a) if re.match(r"--(?!no-)\w", a) and "=" not in a else a for a in (sys.argv[1:] if argv is None else argv)]
+    argv = [re.sub(r"(?<=\w)-(?=[\w-]*(=|$))", "_", a) if re.match(r"--\w", a) else a for a in (sys.argv[1:] if argv is None else argv)]   # --no-guidance too
     parser = argparse.ArgumentParser(prog="javisdit_bench", description=javisdit_bench.__doc__)
     parser.add_argument("command", choices=COMMANDS, help="what to measure")
     command = COMMANDS[parser.parse_args(argv[:1]).command]

@@ -170,12 +170,12 @@ def from_reference(
 def to_reference(
     state: dict,            # our state dict, or some of it
     config: ModelConfig,
-    extras: dict | None = None,   # of `from_reference`; None: the rotary frequencies that the reference expects
+    extras: dict = {},      # of `from_reference`, or nothing
     part: str = "joint",
 ) -> dict:
-    "The state dict as the reference names it."
+    "The state dict as the reference names it, with the rotary frequencies it expects."
     if config.skip != "none": raise ValueError(f"a model with skip={config.skip!r} has no form in the reference: only skip='none' has")
-    out = dict({"rope.freqs": rope_freqs(config)} if extras is None else extras)
+    out = {"rope.freqs": rope_freqs(config), **extras}
     for name, tensor in state.items():
         names = reference_names(name, config.layout, part)
         out.update(zip(names, _split(name, tensor, len(names), config)))

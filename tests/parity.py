@@ -215,7 +215,8 @@ def loss_and_grads(fixture, stage, part, scope, streams):
     velocities = [(o[:, :v.shape[1]], v, g) for o, (_, v), g in zip(outputs, noised, generated)]
     losses = {k: velocity_loss(*v) for k, v in zip(("video", "audio"), velocities) if k in streams}
     flow_loss(*(losses[k].nan_to_num() if k in losses else torch.zeros(1) for k in ("video", "audio"))).backward()      # deviation 3: the reference counts such clips
-    grads = to_reference({n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters() if p.requires_grad}, config, {}, part)
+    grads = to_reference({n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters() if p.requires_grad}, config, part=part)
+    del grads["rope.freqs"]                                              # a formula's result here, so it has no gradient
     total, (rows, row) = sum(v.nan_to_num() for v in losses.values()), counted(sum(losses.values()))
     out = {"out/loss_per_sample": Answer(total, rows, row=row), "out/grad_l2": Answer(torch.stack([grads[n].norm() for n in sorted(grads)]), relative=True)}
     out |= {f"out/loss_{k}": Answer(torch.nanmean(v)[None], None if counted(v)[0] is None else torch.tensor(False), row=counted(v)[1]) for k, v in losses.items()}
