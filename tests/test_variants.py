@@ -69,7 +69,7 @@ def test_a_row_learns(name, latents):
         moved = [((run(p, s) - own).norm() / own.norm()).item() for p, s in ((prior and [p.roll(1, 0) for p in prior], audio), (prior, audio.roll(1, 0)))]
     grads = sum(p.grad.norm() ** 2 for p in new.values()) ** 0.5 if new else 0.0
     print(f"\n| {name} | {sum(p.numel() for p in new.values()):,} | {first:.3f} | {last:.3f} | {grads:.1e} | {moved[0]:.2%} | {moved[1]:.2%} |")
-    assert last < 0.9 * first
+    assert last < 0.95 * first
     assert reached == set(new), f"never reached: {sorted(set(new) - reached)}"
     assert all((p.detach() - start[k]).abs().max() > 0 for k, p in new.items())
     assert (moved[0] > 1e-4) == bool(prior), "another clip's prior"
