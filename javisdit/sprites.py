@@ -288,7 +288,7 @@ def licence_names(files):
 # %% ../nbs/00ba_sprites.ipynb #sprites
 STAMPS = Path("/usr/share/tuxpaint/stamps")    # where Debian's package tuxpaint-stamps-default puts them
 
-@dataclass
+@dataclass(repr=False)
 class Sprites:
     "A cast of pictures that sound, and what became of the folder's other pictures."
     folder: Path
@@ -298,6 +298,7 @@ class Sprites:
     left_out: list     # of (path, reason)
     licences: list     # files
 
+    def __repr__(self): return f"Sprites({len(self.found)} of {self.folder.name}, {len(self.left_out)} left out)"
     def _repr_markdown_(self):
         reasons = Counter(re.sub(r"( \(|:).*", "", reason) for _, reason in self.left_out)
         lines = [f"{len(self.found)} sprites in `{self.folder.name}`, fingerprint `{self.cast.mark}`, licence: {licence_names(self.licences)}", "",
