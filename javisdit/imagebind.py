@@ -17,6 +17,7 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import ftfy
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -46,9 +47,7 @@ def clip_pieces() -> CLIPTokenizer:
 
 # %% ../nbs/00da_imagebind.ipynb #tokenizer
 def clip_clean(caption: str) -> str:
-    "A caption as CLIP saw captions in its training; needs the package ftfy."
-    try: import ftfy
-    except ImportError: raise ImportError("ftfy is not installed, and CLIP's tokeniser needs it: pip install ftfy") from None
+    "A caption as CLIP saw captions in its training."
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(caption)))).strip().lower()
 
 class ClipTokenizer:

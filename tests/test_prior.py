@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from javisdit.core import PRESETS, config_from_dict, config_to_dict, generator, preset, released
 from javisdit.losses import branch_loss, disc_loss, kl_loss, onset_loss, prior_loss, token_loss, va_loss
-from javisdit.prior import (PRIOR_WEIGHTS, Gaussian, Negatives, PriorConfig, PriorEstimator, PriorModel, VAEncoder, load_estimator, load_prior, pair_rows,
+from javisdit.prior import (Gaussian, Negatives, PriorConfig, PriorEstimator, PriorModel, VAEncoder, load_estimator, load_prior, pair_rows,
                             prior_config, prior_config_from_reference, prior_from_reference, prior_shapes, prior_to_reference, stretch)
 
 GOLDENS = [p for p in sorted((ROOT / "tests" / "goldens").glob("prior_*.safetensors")) if p.stem.split("_")[1] in ("stib", "va", "losses", "total")]
@@ -60,7 +60,6 @@ def test_sizes():
     with torch.device("meta"): model = PriorModel(PriorConfig())
     assert (count(model), count(model.estimator), count(model.discriminator)) == (30_650_945, 30_116_608, 66_369)
     assert (count(model.va_encoder.video_embed), count(model.va_encoder.audio_embed), count(model.va_encoder.spatial)) == (2_176, 4_224, 230_784)
-    assert PRIOR_WEIGHTS == "JavisVerse/JavisDiT-v0.1-prior"
 
 
 @pytest.mark.parametrize("name", PRESETS)
