@@ -77,8 +77,8 @@ def example_sounds(t, noise):
     "Their sounds at `t` seconds after their onset, and what they say they are."
     w = 2 * np.pi * t
     return {"animals/cat": (np.sin(w * 620 + 2.5 * np.sin(w * 2)) * np.exp(-t / 0.4), "A cat."),
-            "instruments/horn": ((1 - np.exp(-t / 0.05)) * sum(np.sin(w * 220 * k) / k for k in range(1, 6)), "A golden horn."),
-            "vehicles/boat": (sum(np.sin(w * f) for f in (110, 165, 331)), "A red boat (with a sail)."),
+            "instruments/horn": ((1 - np.exp(-t / 0.02)) * sum(np.sin(w * 220 * k) / k for k in range(1, 6)) * np.exp(-t / 0.2), "A golden horn."),
+            "vehicles/boat": (sum(np.sin(w * f) for f in (110, 165, 331)) * np.exp(-t / 0.3), "A red boat (with a sail)."),
             "naturalforces/lightning": (noise * np.exp(-t / 0.25), "Lightning!"),
             "clock": (np.sin(w * 1500) * np.exp(-(t % 0.5) / 0.03), "Tick tock, how late is it, and where is the time?")}
 

@@ -230,7 +230,7 @@ def test_too_short_a_clip():
 
 def test_command(tmp_path):
     script, out = tmp_path / "javisdit_world", tmp_path / "out"          # what pip installs for a console script
-    script.write_text("import sys\nfrom javisdit.world import javisdit_world\nif __name__ == '__main__': sys.exit(javisdit_world())\n")
+    script.write_text("import sys\nfrom javisdit.sprites import javisdit_world\nif __name__ == '__main__': sys.exit(javisdit_world())\n")
     command = lambda *args: subprocess.run([sys.executable, str(script), *args], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
     r = command("--out", str(out), "--n", "2", "--split", "heldout")
     assert r.returncode == 0 and r.stdout.strip() == str(out / "manifest.csv"), r.stderr
