@@ -18,7 +18,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 DOCS = Path(__file__).resolve().parents[1] / "_docs"
 DESK, PHONE = 1280, 390   # pixels
-NO_CLIP = {"01_attention", "01a_dit", "01b_checkpoints", "01c_maps", "11_performance"}   # chapters about networks and machines: no clip carries their idea
+NO_CLIP = {"00da_imagebind", "01_attention", "01a_dit", "01b_checkpoints", "01c_maps", "04_losses", "11_performance"}   # chapters about networks and machines: no clip carries their idea
+SILENT = {"03_remove.mp4"}   # players that are silent on purpose: the only source of sound was taken out
 FLAGS = """--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync
 --disable-dev-shm-usage --autoplay-policy=no-user-gesture-required""".split() + ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 # what a loaded page says of itself: [kind, which]
@@ -175,7 +176,7 @@ def plays(driver, page, docs, site):
         elif said["time"] < 0.25: yield ["player does not play", f"{player}: stays at {said['time']:.2f} s"]
         elif said.get("mute"): yield ["player without sound", f"{player}: {said['mute']}"]
         elif not said["decoded"]: yield ["player without sound", f"{player}: no byte of sound was decoded"]
-        elif said["peak"] < 0.01: yield ["silent player", f"{player}: its loudest sample is {said['peak']:.4f}"]
+        elif (said["peak"] < 0.01) != (Path(said["src"]).name in SILENT): yield ["silent player", f"{player}: its loudest sample is {said['peak']:.4f}"]
 
 
 def faults(docs, only=None):
