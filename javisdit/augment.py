@@ -19,7 +19,6 @@ from typing import Callable
 
 import numpy as np
 import torch
-from fastcore.basics import patch
 from PIL import Image
 from scipy import ndimage
 

@@ -9,8 +9,8 @@ __all__ = ['OUTSIDE', 'BLOCK', 'INSIDE', 'PARTS', 'CONFIG_NAMES', 'PRIOR_NAMES',
            'reference_shapes', 'check_shapes', 'from_reference', 'to_reference', 'Kind', 'checkpoint_kind',
            'shape_facts', 'infer_config', 'settings_from_reference', 'config_from_reference', 'config_to_reference',
            'SafeFile', 'PickleFile', 'Tensors', 'local_path', 'Opened', 'open_checkpoint', 'load_transformer',
-           'load_branch', 'copy_to_audio', 'PassOn', 'PassBoth', 'NoPrior', 'branch_only', 'ShardWriter',
-           'content_hash', 'convert', 'javisdit_convert']
+           'load_branch', 'copy_to_audio', 'PassOn', 'branch_only', 'ShardWriter', 'content_hash', 'convert',
+           'javisdit_convert']
 
 # %% ../nbs/01b_checkpoints.ipynb #imports
 import hashlib
@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 
 from .attention import PriorCrossAttention
 from .core import MediaError, ModelConfig
-from .dit import BiBlock, JavisDiT, PriorBlock, StreamBlock, stage_of, trainable
+from .dit import Apart, BiBlock, JavisDiT, NoPrior, PriorBlock, StreamBlock, stage_of, trainable
 
 # %% ../nbs/01b_checkpoints.ipynb #tables
 OUTSIDE = {"video_embed.proj": "x_embedder.proj", "audio_embed.proj": "ax_embedder.proj", "time.fc1": "t_embedder.mlp.0", "time.fc2": "t_embedder.mlp.2",
@@ -464,22 +464,12 @@ class PassOn(nn.Module):
     "Stands where a branch has no block: tokens go through unchanged."
     table = 0.0
     def keys(self, *_): return ()
+    def place(self, keys, size): return keys
     def attend(self, x, *_, **__): return x
     def feed(self, x, *_): return x
     def forward(self, x, *_): return x
 
-class PassBoth(PassOn):
-    "The same in place of a bidirectional block."
-    def forward(self, video, audio, *_): return video, audio
-
-class NoPrior(nn.Module):
-    "The same in place of the prior's projection."
-    def __init__(self, tokens, channels):
-        super().__init__()
-        self.register_buffer("null", torch.zeros(tokens, channels), persistent=False)
-    def forward(self, states): return states
-
-STANDINS = {StreamBlock: PassOn, PriorBlock: PassOn, BiBlock: PassBoth, PriorCrossAttention: lambda: None}
+STANDINS = {StreamBlock: PassOn, PriorBlock: NoPrior, BiBlock: Apart, PriorCrossAttention: lambda: None}
 
 def branch_only(
     model: JavisDiT,
@@ -491,7 +481,7 @@ def branch_only(
     for name, m in outside:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, STANDINS[type(m)]())
-    model.nine, model.prior = None, NoPrior(sum(model.config.prior_tokens), model.config.prior_channels)
+    model.nine, model.prior = None, None
     return model
 
 # %% ../nbs/01b_checkpoints.ipynb #writer

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .core import MediaError
-from .media import MAX_PIXELS, REMEDY, cover, existing, media_errors, over_white
+from .media import MAX_PIXELS, cover, existing, media_errors, over_white
 
 # %% ../nbs/00aa_formats.ipynb #read-image
 IMAGES = "PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from .core import ClipConfig, MediaError, rng, tiny
 from .media import media_errors, read_audio, read_clip
-from .world import (ACTION, CAST, COLORS, GAP, KINDS, LEAD, ROOM, Event, Scene, Subject, WorldClip, draw_events, draw_scene, draw_times,
+from .world import (ACTION, CAST, COLORS, GAP, KINDS, LEAD, NINE, ROOM, Event, Scene, Subject, WorldClip, draw_events, draw_scene, draw_times,
                             play, sprite)
 
 # %% ../nbs/02a_pools.ipynb #material
@@ -102,7 +102,7 @@ def solo(i: int, seed: int, clip: ClipConfig) -> tuple[Subject, list[Event]]:
     subject = Subject(KINDS[i % len(KINDS)], list(COLORS)[i // len(KINDS) % len(COLORS)], 0.16 + 0.08 * r.random(), "middle", 0.5)
     room = int((clip.seconds - LEAD - ROOM) / GAP)                               # events that find a place
     onsets = draw_times(r, 1 + r.integers(min(2, room)), clip.seconds) if room > 0 else [0.0]
-    return subject, draw_events(r, [subject], [(0,)] * len(onsets), [float(t) for t in onsets], clip.seconds)
+    return subject, draw_events(r, NINE, [subject], [(0,)] * len(onsets), [float(t) for t in onsets], clip.seconds)
 
 class WorldTrajectories:
     "Sprites of the world, acting."
@@ -113,7 +113,8 @@ class WorldTrajectories:
         self.clip, self.seed = clip or tiny().clip, seed
         self.lengths = np.full(len(KINDS) * len(COLORS), self.clip.frames)
     def __getitem__(self, i):
-        canvas, (rows, columns) = sprite(*solo(range(len(self.lengths))[i], self.seed, self.clip), self.clip)
+        subject, events = solo(range(len(self.lengths))[i], self.seed, self.clip)
+        canvas, (rows, columns) = sprite(CAST[subject.kind], subject, events, self.clip)
         cover, t = canvas[..., 3:], len(canvas)
         frames = np.floor(canvas[..., :3] / np.maximum(cover, 1e-3) + 0.5).clip(0, 255).astype(np.uint8)
         box = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
@@ -156,7 +157,7 @@ class WorldUnpaired(WorldStems):
         r, onsets = rng(*scene.key, "unpaired"), sorted({e.onset for e in scene.events})
         groups = [tuple(e.subject for e in scene.events if e.onset == t) for t in onsets]
         times = [float(t) for t in draw_times(r, len(groups), scene.seconds)]
-        other = replace(scene, events=draw_events(r, scene.subjects, groups, times, scene.seconds))
+        other = replace(scene, events=draw_events(r, scene.cast, scene.subjects, groups, times, scene.seconds))
         return Sound(play(other, self.clip).sum(0), self.clip.sample_rate, name=str(name))
 
 def world_pools(
