@@ -67,7 +67,7 @@ def seconds(reader, path):
 
 
 def memory(name, path):
-    import decord                                                        # noqa: F401; imports are not reading
+    import decord                                                        # noqa: F401  imports are not reading
     reader = READERS[name]
     before = memory_now()
     reader(path)

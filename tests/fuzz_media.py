@@ -158,7 +158,7 @@ def outcome(job, whole):
 
 def worker():
     "Read jobs from standard input, one a line; answer with one line each."
-    import javisdit.formats, formats                                    # noqa: F401, E401; imports are not the files' fault
+    import javisdit.formats, formats                                    # noqa: F401, E401  imports are not the files' fault
     warnings.simplefilter("ignore")
     whole = {}
     for line in sys.stdin:
@@ -169,7 +169,7 @@ def worker():
         except BaseException as e: word, detail = "escaped", f"{type(e).__name__}: {e}"
         if len(os.listdir("/proc/self/fd")) > opened: word, detail = "leak", f"{os.listdir('/proc/self/fd')}"
         print(json.dumps(dict(path=job["path"], word=word, detail=detail, seconds=time.perf_counter() - began,
-                              memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)), flush=True)
+                              memory=formats.memory_now(peak=True) * 2**20)), flush=True)
 
 
 # ---- watching over them

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from javisdit import media
 from javisdit.core import ClipConfig, MediaError, rng
 from javisdit.media import Clip, cover, log_mel, mel_basis, probe, read_audio, read_clip, shown, write_clip
 
