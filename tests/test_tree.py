@@ -13,7 +13,7 @@ from notebooks import PACKAGE, ROOT, chapters, tracked
 BIN = Path(sys.executable).parent
 MACHINE = re.compile(r"(?<![\w.:/~-])/(work|root|tmp|home/\w+|Users/\w+)/\w")
 REGISTRY = re.compile(r"\b(pypi|pythonhosted|npmjs|debian)\.(org|com)\b")
-BINARY = {".mp4", ".png", ".jpg", ".wav", ".safetensors"}
+BINARY = {".mp4", ".png", ".jpg", ".wav", ".ogv", ".webm", ".mkv", ".safetensors"}
 
 
 def run(*command, cwd=ROOT):
