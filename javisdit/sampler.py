@@ -153,11 +153,11 @@ def javisdit_generate(
     except (ValueError, FileNotFoundError) as e: sys.exit(f"javisdit_generate: {e}")
 
 # %% ../nbs/08_sampler.ipynb #evaluate
-def test_scenes(n: int, config: Config, seed: int = 0) -> list:
-    "`n` clips of the world's test split whose every source is on screen."
+def test_scenes(n: int, config: Config, seed: int = 0, split: str = "test") -> list:
+    "`n` clips of a split of the world whose every source is on screen."
     scenes, i = [], 0
     while len(scenes) < n:
-        scene, i = world_clip(i, seed, "test", config.clip), i + 1
+        scene, i = world_clip(i, seed, split, config.clip), i + 1
         if all(e.on_screen for e in scene.events): scenes.append(scene)
     return scenes
 
@@ -166,9 +166,9 @@ def through_codecs(pipe: JavisDiTPipeline, clips: list[Clip]) -> list[Clip]:
     video = torch.stack([to_model(c.video) for c in clips]); audio = torch.from_numpy(np.stack([c.audio for c in clips]))
     return pipe.decode(pipe.video_codec.encode(video.to(pipe.device)), pipe.audio_codec.encode(audio.to(pipe.device)))
 
-def evaluate(pipe: JavisDiTPipeline, n: int = 96, seed: int = 0, **kw) -> dict:
-    "Generated clips for `n` test captions, and the agreement of sound and picture in them and in the real clips."
-    scenes = test_scenes(n, pipe.settings)
+def evaluate(pipe: JavisDiTPipeline, n: int = 96, seed: int = 0, split: str = "test", **kw) -> dict:
+    "Generated clips for `n` captions of a split, and the agreement of sound and picture in them and in the real clips."
+    scenes = test_scenes(n, pipe.settings, split=split)
     made = pipe([s.caption for s in scenes], seed, **kw)
     return dict(captions=[s.caption for s in scenes], clips=made, generated=sync_report(made), real=sync_report(through_codecs(pipe, [s.clip for s in scenes])))
 
