@@ -14,9 +14,9 @@ FOLDER = re.compile(r'(?<=src=")[^"]*/(?=[^"/]*")')   # of a player's file, whic
 
 
 def text(outputs):
-    "What a reader sees as text: standard output, and results as markdown or else plain."
+    "What a reader sees as text: standard output and plain or markdown results."
     printed = ["".join(o["text"]) for o in outputs if o["output_type"] == "stream" and o["name"] == "stdout"]
-    results = ["".join(o["data"].get("text/markdown", o["data"].get("text/plain", ""))) for o in outputs if "data" in o]
+    results = ["".join(o["data"].get(kind, "")) for o in outputs if "data" in o for kind in ("text/plain", "text/markdown")]
     return FOLDER.sub("", ADDRESS.sub("", "\n".join(["".join(printed), *results]))).strip()
 
 
