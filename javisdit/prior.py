@@ -6,11 +6,12 @@
 __all__ = ['OWN', 'ACTIVATIONS', 'PRIOR_TABLE', 'CONFIG_NAMES', 'Prior', 'Gaussian', 'PriorConfig', 'prior_config',
            'draw_weights', 'PriorEstimator', 'Fuser', 'stretch', 'VAEncoder', 'Negatives', 'pair_rows', 'Discriminator',
            'PriorModel', 'prior_names', 'prior_shapes', 'prior_from_reference', 'prior_to_reference',
-           'prior_config_from_reference', 'load_prior', 'load_estimator']
+           'prior_config_from_reference', 'load_prior', 'load_estimator', 'CaptionPrior', 'load_caption_prior']
 
 # %% ../nbs/02_prior.ipynb #imports
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from .checkpoints import Converted
 from .core import Config
 from .core import generator as make_generator
 from .dit import PatchEmbed, init_linear, norm, position_1d, position_2d
+from .encoders import TextEncoder, TextStates, load_text_encoder
 from .imagebind import read_state
 
 # %% ../nbs/02_prior.ipynb #types
@@ -70,7 +72,7 @@ class PriorConfig:
     @property
     def estimator(self):
         "Arguments of `PriorEstimator`."
-        return self.part("text_channels", "tokens", "channels", "width", "heads", "depth", "mlp_ratio", "decoder_activation", "sampling", "onset")
+        return self.part("text", "text_channels", "tokens", "channels", "width", "heads", "depth", "mlp_ratio", "decoder_activation", "sampling", "onset")
     @property
     def va_encoder(self):
         "Arguments of `VAEncoder`."
@@ -111,7 +113,7 @@ def draw_weights(
 class PriorEstimator(ModelMixin, ConfigMixin):
     "Caption states -> spatio-temporal prior (Sec. 3.2); its arguments are fields of `PriorConfig`."
     @register_to_config
-    def __init__(self, text_channels=1024, tokens=(32, 32), channels=128, width=512, heads=4, depth=(4, 4), mlp_ratio=4.0,
+    def __init__(self, text="imagebind", text_channels=1024, tokens=(32, 32), channels=128, width=512, heads=4, depth=(4, 4), mlp_ratio=4.0,
                  decoder_activation="relu", sampling=True, onset=False):
         super().__init__()
         if decoder_activation not in ACTIVATIONS: raise ValueError(f"decoder_activation {decoder_activation!r} does not exist: choose {', '.join(ACTIVATIONS)}")
@@ -401,3 +403,39 @@ def _loaded(module, state, config, part):
     state = {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)} if ours else prior_from_reference(state, config, part).state
     module.load_state_dict(state)
     return module.eval().requires_grad_(False)
+
+# %% ../nbs/02_prior.ipynb #caption-prior
+class CaptionPrior(nn.Module):
+    "A trained estimator with what it reads: a prior for each caption."
+    def __init__(self,
+                 estimator: PriorEstimator,
+                 encoder: TextEncoder | None = None):   # its own reader; None: it reads the transformer's text states
+        super().__init__()
+        self.estimator, self.encoder = estimator.eval().requires_grad_(False), encoder
+
+    @torch.no_grad()
+    def forward(
+        self,
+        captions: list[str],
+        text: TextStates,          # of the transformer's text encoder
+        generator: torch.Generator | list | None = None,   # one, or one a caption; needed unless sample=False
+        sample: bool = True,       # False: the mean
+    ) -> Prior:                    # on the estimator's device
+        "A prior for each of `b` captions (Sec. 3.2)."
+        states, mask = text if self.encoder is None else self.encoder(captions)
+        device = self.estimator.device
+        return self.estimator(states.to(device), mask.to(device), generator, sample)
+
+def load_caption_prior(
+    path,             # folder that chapter 06 wrote (or a run's, which holds it as `prior`), or the published file
+    config: Config,   # of the transformer that it is for; `ValueError` if their priors differ in size
+) -> CaptionPrior:
+    "A trained prior, ready for generation."
+    path = Path(path)
+    if (path / "prior" / "config.json").exists(): path = path / "prior"
+    if not path.is_file() and not (path / "config.json").exists():
+        raise FileNotFoundError(f"{path} holds no prior (config.json): train one with 06_train_prior, or pass the published file")
+    estimator = load_estimator(path, prior_config(config)) if path.is_file() else PriorEstimator.from_pretrained(path).float()
+    have, need = (tuple(estimator.config.tokens), estimator.config.channels), (tuple(config.model.prior_tokens), config.model.prior_channels)
+    if have != need: raise ValueError(f"the prior in {path} has {have[0]} tokens of {have[1]} numbers, the {config.name} model takes {need[0]} of {need[1]}: use the preset that it was trained for")
+    return CaptionPrior(estimator, None if estimator.config.text == config.text else load_text_encoder(estimator.config.text))

@@ -28,9 +28,10 @@ from .codecs import load_codecs
 from .core import Config, generator, load_config, save_config
 from .detect import sync_report
 from .dit import JavisDiT, clip_facts
-from .encoders import load_text_encoder
+from .encoders import TextStates, load_text_encoder
 from .flow import plot_log, sample_latents, shift_ratio, time_grid
 from .media import Clip, from_model, to_model
+from .prior import CaptionPrior, PriorEstimator, load_caption_prior
 from .world import world_clip
 
 # %% ../nbs/08_sampler.ipynb #load
@@ -54,27 +55,34 @@ def save_half(name, out):
     dit.register_to_config(_name_or_path=config.name)                    # not where it lay here
     dit.half().save_pretrained(out)
     save_config(config, Path(out) / "javisdit.json")
+    if (prior := model_folder(name) / "prior").is_dir():
+        estimator = PriorEstimator.from_pretrained(prior)
+        estimator.register_to_config(_name_or_path=config.name)
+        estimator.half().save_pretrained(Path(out) / "prior")
 
 # %% ../nbs/08_sampler.ipynb #pipeline
 class JavisDiTPipeline(DiffusionPipeline):
     "Text to a sounding clip (paper Sec. 3, App. C.1)."
-    def __init__(self, transformer, video_codec, audio_codec, text_encoder, settings: Config):
+    _optional_components = ["prior"]
+    def __init__(self, transformer, video_codec, audio_codec, text_encoder, settings: Config, prior: CaptionPrior | None = None):
         super().__init__()
-        self.register_modules(transformer=transformer, video_codec=video_codec, audio_codec=audio_codec, text_encoder=text_encoder)
+        self.register_modules(transformer=transformer, video_codec=video_codec, audio_codec=audio_codec, text_encoder=text_encoder, prior=prior)
         self.settings = settings
 
     @property
     def device(self): return self.transformer.device
     def to(self, device):
         "Move all parts to `device`."
-        for part in (self.transformer, self.video_codec, self.audio_codec, self.text_encoder): part.to(device)
+        for part in self.components.values():
+            if part is not None: part.to(device)
         return self
 
     @classmethod
     def from_pretrained(cls, name="tiny"):
         "A pipeline from a model folder, or the shipped `tiny`; frozen parts are found by the names in its config."
-        dit, config = load_model(name)
-        return cls(dit, *load_codecs(config), load_text_encoder(config), config)
+        (dit, config), folder = load_model(name), model_folder(name) / "prior"
+        prior = load_caption_prior(folder, config) if folder.is_dir() else None
+        return cls(dit, *load_codecs(config), load_text_encoder(config), config, prior)
 
     @torch.no_grad()
     def __call__(
@@ -84,6 +92,7 @@ class JavisDiTPipeline(DiffusionPipeline):
         steps: int | None = None,         # Euler steps; None: the config's
         guidance: float | None = None,    # 1 = none; None: the config's
         batch_size: int = 16,             # clips that are denoised together
+        prior: str = "sample",            # "sample", "mean" or "none"; a model without one has none
         on_step=None,                     # called as on_step(i, t, (video, audio)) with the latents of a batch
     ) -> list[Clip]:
         "One clip for each prompt."
@@ -91,7 +100,7 @@ class JavisDiTPipeline(DiffusionPipeline):
         check_prompts(prompts)
         clips = []
         for i in range(0, len(prompts), batch_size):
-            latents = self.denoise(prompts[i:i + batch_size], seed + i, steps, guidance, on_step)
+            latents = self.denoise(prompts[i:i + batch_size], seed + i, steps, guidance, prior, on_step)
             clips += self.decode(*latents)
         return clips
 
@@ -107,13 +116,22 @@ def clip_noise(config: Config, seeds: list[int]) -> tuple[Tensor, Tensor]:
     return draw(config.video_latent, "video"), draw(config.audio_latent, "audio")
 
 @patch
-def denoise(self: JavisDiTPipeline, prompts: list[str], seed: int, steps=None, guidance=None, on_step=None) -> tuple[Tensor, Tensor]:
+def draw_prior(self: JavisDiTPipeline, prompts: list[str], text: TextStates, seeds: list[int], how: str = "sample") -> tuple:
+    "Spatial and temporal prior tokens of clips, each from its own seed; (None, None) is the null prior."
+    if how not in ("sample", "mean", "none"): raise ValueError(f"prior {how!r} does not exist: choose sample, mean or none")
+    if self.prior is None or how == "none": return None, None
+    return self.prior(prompts, text, [generator(s, "prior") for s in seeds], sample=how == "sample")
+
+@patch
+def denoise(self: JavisDiTPipeline, prompts: list[str], seed: int, steps=None, guidance=None, prior="sample", on_step=None) -> tuple[Tensor, Tensor]:
     "Latents of one batch of clips, (b c t h w) and (b c t m)."
     config, dit = self.settings, self.transformer
     steps, guidance = (d if x is None else x for x, d in ((steps, config.sample.steps), (guidance, config.sample.guidance)))
     times, text = time_grid(steps, shift_ratio(config.clip, config.sample.shift)), self.text_encoder(prompts)
-    cond = dit.conditions(text.states.to(self.device), text.mask.to(self.device), **clip_facts(config.clip, self.video_codec, self.audio_codec))
-    noise = tuple(x.to(self.device) for x in clip_noise(config, [seed + i for i in range(len(prompts))]))
+    seeds = [seed + i for i in range(len(prompts))]
+    tokens = self.draw_prior(prompts, text, seeds, prior)
+    cond = dit.conditions(text.states.to(self.device), text.mask.to(self.device), *tokens, **clip_facts(config.clip, self.video_codec, self.audio_codec))
+    noise = tuple(x.to(self.device) for x in clip_noise(config, seeds))
     with self.progress_bar(total=steps) as bar:
         def tick(i, t, x):
             bar.update()
@@ -135,6 +153,7 @@ def javisdit_generate(
     seed: int = 0,             # clip i uses seed + i
     n: int = 1,                # clips to make
     steps: int = None,         # Euler steps (default: the model's)
+    prior: str = "sample",     # where and when, from the prompt: sample (drawn with the seed), mean, none
     guidance: float = None,    # strength of the prompt, 1 = as learned (default: the model's)
     model: str = "tiny",       # `tiny` (ships with the package) or the folder of a trained model or run
     device: str = "auto",      # auto, cpu, cuda
@@ -147,7 +166,7 @@ def javisdit_generate(
         if not path.parent.is_dir(): raise ValueError(f"--out {out}: folder {path.parent} does not exist, make it first")
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         pipe = JavisDiTPipeline.from_pretrained(model).to(device)
-        for i, clip in enumerate(pipe([prompt] * n, seed, steps, guidance)):
+        for i, clip in enumerate(pipe([prompt] * n, seed, steps, guidance, prior=prior)):
             clip.save(target := path if n == 1 else path.with_stem(f"{path.stem}_{i}"))
             print(f"{target}  {clip.seconds:.2f} s, {clip.video.shape[2]} x {clip.video.shape[1]} at {clip.fps:g} fps, sound at {clip.sample_rate} Hz, seed {seed + i}")
     except (ValueError, FileNotFoundError) as e: sys.exit(f"javisdit_generate: {e}")
