@@ -96,9 +96,10 @@ def sample_latents(
     guidance: float = 1.0,   # 1 = follow the caption as learned
     on_step=None,            # called as `on_step(i, t, x)`
     generated=(None, None),  # of video and audio (b t) bool: False = given, `noise` holds the clean latent there, which stays
+    solver=euler,            # `solver(velocity, x, times, on_step)`; chapter 08 has others
     **options,               # of the transformer: `prior_scope`, `window_padding`
 ):                           # (video, audio) latents
-    "Guided Euler sampling of both streams at once (App. C.1)."
+    "Guided sampling of both streams at once (App. C.1)."
     if not math.isfinite(guidance): raise ValueError(f"guidance {guidance}: a finite number is needed, 1 for none")
     both, twice = None if guidance == 1 else dit.guided(cond), lambda a: None if a is None else torch.cat([a, a])
     def velocity(x, t):
@@ -106,7 +107,7 @@ def sample_latents(
         v = dit(*map(twice, x), (1000 * t).expand(2 * len(x[0])), both, *map(twice, generated), **options)
         return guided(*zip(*(a.chunk(2) for a in v)), guidance)
     def moved(x, t): return [v if g is None else v * g.view(*g.shape[:1], 1, -1, *[1] * (v.ndim - 3)) for v, g in zip(velocity(x, t), generated)]
-    return euler(moved, noise, times.to(noise[0]), on_step)
+    return solver(moved, noise, times.to(noise[0]), on_step)
 
 # %% ../nbs/04a_flow.ipynb #log
 def read_log(path) -> list[dict]:
