@@ -14,7 +14,7 @@ from .core import Config, generator, preset as preset_config
 from .data import ClipDataset, Latents, encode_dataset, read_manifest, split
 from .dit import CLOCKS, JavisDiT
 from .encoders import load_text_encoder
-from .learner import source_moments
+from .heldout import source_moments
 from .world import write_world
 
 # %% ../nbs/07_train_joint.ipynb #parameters-class

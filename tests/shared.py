@@ -15,6 +15,7 @@ from javisdit.data import Batch
 from javisdit.dit import JavisDiT
 from javisdit.engines import in_turn, share
 from javisdit.learner import Denoiser, FlowCallback, save_model, stage_learner, train_steps
+from javisdit.runs import claim_run
 
 STEPS, BLOCK = 20, 10
 
@@ -57,9 +58,10 @@ def train(folder: Path, engine: str | None, dtype=torch.float64, valid=7) -> dic
     dit = JavisDiT(**asdict(c.model)).init_weights("scratch", generator(0, "weights")).to(dtype)
     watch, alone = Watch(), engine is None
     export = lambda path: save_model(dit, c, path)
+    with nullcontext() if alone else in_turn(): claim_run(folder, c, seed=0)
     learn = stage_learner(Denoiser(dit, c), FlowCallback(c, 0), terms, ("video", "audio"), c, Clips(16, 1, dtype), Clips(valid, 2, dtype), folder, export, block=BLOCK,
                           cbs=[watch, *share(engine or "ddp", processes=not alone)], keep=3)
-    for cb in (learn.progress, learn.recorder): learn.remove_cb(cb)             # fastai's smoothed loss is float32
+    for name in ("progress", "status", "recorder"): learn.remove_cb(getattr(learn, name))   # fastai's smoothed loss is float32
     start = learn.step
     train_steps(learn)
     losses = torch.tensor(watch.losses, dtype=torch.float64).view(STEPS - start, -1).mean(1)
