@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['AGENT', 'WORKER', 'STAGES', 'save_values', 'load_values', 'claim', 'leash', 'join', 'report_failure', 'worker',
-           'give', 'processes', 'command', 'environment', 'follow', 'stop', 'RankError', 'tail', 'first_failure',
-           'call_source', 'launch', 'torchrun_parser', 'load_ipython_extension', 'Processes', 'load_stage', 'run_here',
-           'run_stage', 'parse_as', 'stage_parser', 'javisdit_train']
+           'give', 'processes', 'command', 'environment', 'follow', 'stop', 'tell', 'RankError', 'tail',
+           'first_failure', 'call_source', 'launch', 'torchrun_parser', 'load_ipython_extension', 'Processes',
+           'load_stage', 'run_here', 'run_stage', 'parse_as', 'stage_parser', 'javisdit_train']
 
 # %% ../nbs/04c_launch.ipynb #imports
 import argparse
@@ -25,7 +25,7 @@ import sys
 import time
 import traceback
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,15 +63,15 @@ def claim():
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield file.name
 
-def leash(path: str, grace: float = 5):
-    "From now on this process and its group end when the process that claimed `path` does: asked first, killed after `grace` seconds."
+def leash(path: str, grace: float = 30, ask: bool = True):
+    "From now on this process and its group end when the process that claimed `path` does: asked first, if at all, and killed after `grace` seconds."
     def wait():
         try:
             with open(path) as file: fcntl.lockf(file, fcntl.LOCK_SH)    # sleeps until the lock is free
         except FileNotFoundError: pass                                   # the claim was given up before we came
-        for sig in (signal.SIGTERM, signal.SIGKILL):
-            os.killpg(0, sig)
-            time.sleep(grace)
+        if ask: os.killpg(0, signal.SIGTERM)
+        time.sleep(grace)
+        os.killpg(0, signal.SIGKILL)
     Thread(target=wait, daemon=True).start()
 
 # %% ../nbs/04c_launch.ipynb #worker
@@ -94,7 +94,8 @@ def worker():
     "Run the launched file as one of its processes; `torch.distributed.run` has set the environment."
     folder, rank = Path(os.environ["JAVISDIT_LAUNCH"]), os.environ["RANK"]
     leash(os.environ["JAVISDIT_LEASH"])
-    (folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
+    part = folder / f"rank-{rank}.part"
+    part.write_text(str(os.getpid())); part.rename(part.with_suffix(".pid"))
     with (folder / f"rank-{rank}.log").open("a") as log:
         for stream in (1, 2): os.dup2(log.fileno(), stream)
     cell = str(folder / "cell.py")
@@ -122,7 +123,7 @@ def processes(nproc: int | str = "auto") -> int:
     if 0 < gpus < int(nproc): raise ValueError(f"nproc = {nproc} on a machine with {gpus} GPUs: one process a GPU, ask for at most {gpus}")
     return int(nproc)
 
-AGENT = "import os, runpy; from javisdit.launch import leash; leash(os.environ['JAVISDIT_LEASH']); runpy.run_module('torch.distributed.run', run_name='__main__', alter_sys=True)"
+AGENT = "import os, runpy; from javisdit.launch import leash; leash(os.environ['JAVISDIT_LEASH'], ask=False); runpy.run_module('torch.distributed.run', run_name='__main__', alter_sys=True)"
 WORKER = "from javisdit.launch import worker; worker()"
 
 def command(n: int, nnodes: int = 1, rdzv: str | None = None) -> list[str]:
@@ -152,14 +153,17 @@ def follow(agent: subprocess.Popen, log: Path, timeout: float | None = None):
         time.sleep(0.1)
 
 def stop(agent: subprocess.Popen, folder: Path, grace: float):
-    "End the launcher and its ranks: asked first, killed after `grace` seconds."
-    if agent.poll() is None: agent.terminate()
+    "End the ranks and their launcher: asked first, so that they may save, killed after `grace` seconds."
+    ranks = [int(file.read_text()) for file in folder.glob("rank-*.pid")]
+    if agent.poll() is None: [tell(os.kill, rank, signal.SIGTERM) for rank in ranks] or agent.terminate()
     try: agent.wait(grace)
     except subprocess.TimeoutExpired: agent.kill(); agent.wait()
-    if agent.returncode == 0: return
-    for file in folder.glob("rank-*.pid"):
-        try: os.killpg(int(file.read_text()), signal.SIGKILL)            # a rank leads its own group
-        except ProcessLookupError: pass
+    if agent.returncode: [tell(os.killpg, rank, signal.SIGKILL) for rank in ranks]      # a rank leads a group: what it started ends too
+
+def tell(kill: Callable, pid: int, sig: signal.Signals):
+    "Send a signal to a process or group that may be gone."
+    try: kill(pid, sig)
+    except ProcessLookupError: pass
 
 # %% ../nbs/04c_launch.ipynb #failure
 class RankError(RuntimeError):
@@ -269,7 +273,7 @@ def run_here(stage: str, parameters: dict) -> dict:
 def run_stage(stage: str, p: Processes) -> dict:
     "Train a stage on the processes that `p` asks for; what its `run` returned, on rank 0 of this machine."
     if p.nproc == 1 and p.nnodes == 1: return run_here(stage, asdict(p))
-    return launch(run_here, p.nproc, dict(stage=stage, parameters=asdict(p)), p.timeout, nnodes=p.nnodes, rdzv=p.rdzv)[0]
+    return launch(run_here, p.nproc, dict(stage=stage, parameters=asdict(p)), p.timeout, nnodes=p.nnodes, rdzv=p.rdzv, grace=120)[0]
 
 # %% ../nbs/04c_launch.ipynb #command
 def parse_as(kind):
@@ -296,6 +300,7 @@ def stage_parser(stage: str) -> argparse.ArgumentParser:
 def javisdit_train(argv: list[str] | None = None):
     "Train a stage: `javisdit_train joint --nproc auto --preset tiny`; `javisdit_train joint --help` lists its parameters."
     argv = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))              # a scheduler's last warning stops the ranks in good order, too
     parser = argparse.ArgumentParser(prog="javisdit_train", description=javisdit_train.__doc__)
     parser.add_argument("stage", help=f"one of {', '.join(STAGES)}")
     stage = parser.parse_args(argv[:1]).stage

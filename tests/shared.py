@@ -1,0 +1,95 @@
+"What the processes of test_distributed.py run: a tiny training in float64, on one process or on several, from a checkpoint or from nothing."
+import json
+import shutil
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from fastai.callback.core import Callback
+from torch.distributed.tensor import DTensor
+
+from javisdit.core import generator, tiny
+from javisdit.data import Batch
+from javisdit.dit import JavisDiT
+from javisdit.engines import in_turn, share
+from javisdit.learner import Denoiser, FlowCallback, save_model, stage_learner, train_steps
+from javisdit.runs import claim_run
+
+STEPS, BLOCK = 20, 10
+
+
+def config(dtype=torch.float64):
+    c = tiny()
+    return replace(c, model=replace(c.model, width=32, depth=2, heads=2), train=replace(c.train, steps=STEPS, batch_size=4, micro=2, lr=5e-3, warmup=2))
+
+
+class Clips:
+    "A source of latents that are alike, so that there is something to learn."
+    def __init__(self, n, seed, dtype):
+        c, g = config(), generator("shared", seed)
+        draw = lambda *shape: torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+        near = lambda shape: draw(1, *shape) + 0.3 * draw(n, *shape)
+        self.n, self.parts = n, (near(c.video_latent), near(c.audio_latent), draw(n, 6, c.model.text_channels), torch.ones(n, 6, dtype=torch.bool), torch.full((n,), 24.0), torch.full((n,), 32.0), torch.full((n,), 32.0))
+    def __len__(self): return self.n
+    def batch(self, index): return Batch(*(x[torch.as_tensor(index)] for x in self.parts), torch.as_tensor(index))
+
+
+def terms(pred, target): return {name: (getattr(pred, name) - v).square().mean() for name, (v, _) in target.items()}
+
+
+class Watch(Callback):
+    "Keeps the loss of each micro batch, and the names of parameters whose gradient is zero."
+    order, run_valid = 5, False
+    def __init__(self): self.losses, self.still = [], None
+    def after_loss(self): self.losses.append(self.loss.item())
+    def before_step(self):
+        if not self.micro.last or self.learn.step < 2: return
+        norm = lambda g: 0.0 if g is None else (g.full_tensor() if isinstance(g, DTensor) else g).norm().item()
+        still = {n for n, p in self.learn.bare.named_parameters() if p.requires_grad and not norm(p.grad)}
+        self.still = still if self.still is None else self.still & still
+
+
+def train(folder: Path, engine: str | None, dtype=torch.float64, valid=7) -> dict:
+    "Train in `folder` (from what is there) on all processes, or on this one alone; the loss of each step, and the weights."
+    torch.set_default_dtype(dtype)
+    c = config()
+    dit = JavisDiT(**asdict(c.model)).init_weights("scratch", generator(0, "weights")).to(dtype)
+    watch, alone = Watch(), engine is None
+    export = lambda path: save_model(dit, c, path)
+    with nullcontext() if alone else in_turn(): claim_run(folder, c, seed=0)
+    learn = stage_learner(Denoiser(dit, c), FlowCallback(c, 0), terms, ("video", "audio"), c, Clips(16, 1, dtype), Clips(valid, 2, dtype), folder, export, block=BLOCK,
+                          cbs=[watch, *share(engine or "ddp", processes=not alone)], keep=3)
+    for name in ("progress", "status", "recorder"): learn.remove_cb(getattr(learn, name))   # fastai's smoothed loss is float32
+    start = learn.step
+    train_steps(learn)
+    losses = torch.tensor(watch.losses, dtype=torch.float64).view(STEPS - start, -1).mean(1)
+    if not alone: dist.all_reduce(losses); losses /= learn.world
+    weights = torch.cat([(p.full_tensor() if isinstance(p, DTensor) else p).detach().flatten() for p in dit.parameters()])
+    pieces = sum(x.nbytes for p in dit.parameters() for x in [p.to_local() if isinstance(p, DTensor) else p])
+    return dict(start=start, losses=losses, weights=weights, still=sorted(watch.still or ()), pieces=pieces)
+
+
+def half(run: Path, to: Path):
+    "A run that stopped half way."
+    to.mkdir(parents=True)
+    for name in ("run.json", f"checkpoints/step-{BLOCK:08d}"): (shutil.copytree if (run / name).is_dir() else shutil.copy)(run / name, (to / name).parent.mkdir(exist_ok=True) or to / name)
+
+
+def every_way(folder: Path) -> dict:
+    "One process, DDP, FSDP; then each engine from the half-way checkpoint of each other. Called by two processes."
+    folder, results, rank = Path(folder), {}, dist.get_rank()
+    for name, engine in dict(one=None, ddp="ddp", fsdp="fsdp").items():
+        if engine is None and rank: continue
+        with nullcontext() if engine is None else in_turn(): (folder / name).mkdir(exist_ok=True)
+        results[name] = train(folder / name, engine)
+    for source in ("one", "ddp", "fsdp"):
+        for name, engine in dict(one=None, ddp="ddp", fsdp="fsdp").items():
+            to = folder / f"{source}-{name}"
+            dist.barrier()
+            if rank == 0: half(folder / source, to)
+            dist.barrier()
+            if engine or not rank: results[to.name] = train(to, engine)
+    dist.barrier()
+    return {f"{name}.{key}": x for name, result in results.items() for key, x in result.items()}
