@@ -1,5 +1,4 @@
 "What the processes of test_distributed.py run: a tiny training in float64, on one process or on several, from a checkpoint or from nothing."
-import json
 import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, replace
