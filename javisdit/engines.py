@@ -9,6 +9,7 @@ __all__ = ['ENGINES', 'ddp', 'blocks', 'fsdp', 'whole', 'total', 'SharedGuard', 
 
 # %% ../nbs/04ca_engines.ipynb #imports
 import math
+import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -45,6 +46,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 def fsdp(model: nn.Module, bf16: bool = False) -> nn.Module:
     "Each process holds a piece of every tensor; with `bf16`, weights travel in bfloat16 and gradients are summed in float32."
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")     # a warning for those who then write into it
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else MixedPrecisionPolicy()
     shard = partial(fully_shard, mesh=init_device_mesh(kind, (dist.get_world_size(),)), mp_policy=policy)

@@ -134,7 +134,7 @@ def command(n: int, nnodes: int = 1, rdzv: str | None = None) -> list[str]:
 
 def environment(folder: Path, lock: str, n: int) -> dict:
     "This process's environment for the others: where they find the package, the folder and the leash, and a fair share of the cores."
-    path = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(Path(find_spec("javisdit").origin).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = dict(JAVISDIT_LAUNCH=str(folder), JAVISDIT_LEASH=lock, PYTHONUNBUFFERED="1", PYTHONPATH=os.pathsep.join(path))
     return dict(OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // n))) | dict(os.environ) | own
 
