@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'ddp', 'blocks', 'fsdp', 'whole', 'total', 'SharedGuard', 'ShareCallback', 'GatherCallback', 'in_turn',
-           'share', 'flatten', 'unflatten', 'owner', 'laid_out', 'SharedCheckpoint', 'together', 'whole_state',
-           'pretend']
+           'for_processes', 'share', 'flatten', 'unflatten', 'owner', 'laid_out', 'SharedCheckpoint', 'together',
+           'whole_state', 'pretend']
 
 # %% ../nbs/04ca_engines.ipynb #imports
+import math
+import warnings
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -32,7 +35,9 @@ from .runs import new_checkpoint, new_folder, prune
 # %% ../nbs/04ca_engines.ipynb #engines
 def ddp(model: nn.Module, bf16: bool = False) -> nn.Module:
     "The model in every process; gradients are averaged."
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    wrapped.broadcast_buffers = False                            # there is nothing in them that changes
+    return wrapped
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     "The parts that are gathered one at a time: those whose class the model says not to split."
@@ -41,6 +46,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 def fsdp(model: nn.Module, bf16: bool = False) -> nn.Module:
     "Each process holds a piece of every tensor; with `bf16`, weights travel in bfloat16 and gradients are summed in float32."
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")     # a warning for those who then write into it
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else MixedPrecisionPolicy()
     shard = partial(fully_shard, mesh=init_device_mesh(kind, (dist.get_world_size(),)), mp_policy=policy)
@@ -109,6 +115,11 @@ def in_turn():
     yield
     if not alone and not dist.get_rank(): dist.barrier()
 
+def for_processes(config):
+    "The config (with a `train: TrainConfig`) whose steps are cut into parts that all processes can share."
+    micro = math.lcm(config.train.micro, dist.get_world_size() if dist.is_initialized() else 1)
+    return replace(config, train=replace(config.train, micro=micro))
+
 def share(
     engine: str = "ddp",       # ddp or fsdp
     bf16: bool = False,        # mixed precision (FSDP)
@@ -155,10 +166,10 @@ class SharedCheckpoint(CheckpointCallback):
     def pack(self) -> dict:
         "The learner's state, with the log rows of all processes."
         state = super().pack()
-        if self.learn.world > 1 and (rows := state["callbacks"]["loss_log"]["rows"]):
+        if self.learn.world > 1 and (rows := state["callbacks"]["loss_log"]):
             mine, found = torch.stack(rows).cpu(), [torch.empty(len(rows), *rows[0].shape, dtype=rows[0].dtype) for _ in range(self.learn.world)]
             dist.all_gather(found, mine)
-            state["callbacks"]["loss_log"] = dict(rows=[*torch.cat(found)])
+            state["callbacks"]["loss_log"] = [*torch.cat(found)]
         return state
 
     def write(self, folder: Path):
@@ -183,7 +194,7 @@ class SharedCheckpoint(CheckpointCallback):
             flat, rest = flatten(super().read(folder))
             flat = {n: laid_out(x, owner(self.learn, n)) for n, x in flat.items()}
         if (own := folder / f"random-{self.learn.rank}.pt").exists(): rest["random"] = load(own)
-        if self.learn.rank: rest["callbacks"]["loss_log"]["rows"] = []                # rank 0 has those of all
+        if self.learn.rank: rest["callbacks"]["loss_log"] = []                # rank 0 has those of all
         return unflatten(flat, rest)
 
     def room(self, name, about) -> Tensor:

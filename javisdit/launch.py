@@ -134,7 +134,7 @@ def command(n: int, nnodes: int = 1, rdzv: str | None = None) -> list[str]:
 
 def environment(folder: Path, lock: str, n: int) -> dict:
     "This process's environment for the others: where they find the package, the folder and the leash, and a fair share of the cores."
-    path = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(Path(find_spec("javisdit").origin).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = dict(JAVISDIT_LAUNCH=str(folder), JAVISDIT_LEASH=lock, PYTHONUNBUFFERED="1", PYTHONPATH=os.pathsep.join(path))
     return dict(OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // n))) | dict(os.environ) | own
 
@@ -255,6 +255,12 @@ class Processes:
     rdzv: str | None = None          # host:port of the first machine, where all meet
     timeout: float | None = None     # seconds until all are stopped
 
+    def __post_init__(self):
+        processes(self.nproc)
+        if self.engine not in ("ddp", "fsdp"): raise ValueError(f"parameter engine = {self.engine}: choose ddp or fsdp")
+    @property
+    def alone(self): return self.nproc == 1 and self.nnodes == 1
+
 STAGES = {"video": "train_video.TrainVideo", "audio": "train_audio.TrainAudio", "prior": "train_prior.TrainPrior", "joint": "train_joint.TrainJoint"}
 
 def load_stage(stage: str) -> tuple:
@@ -272,7 +278,7 @@ def run_here(stage: str, parameters: dict) -> dict:
 
 def run_stage(stage: str, p: Processes) -> dict:
     "Train a stage on the processes that `p` asks for; what its `run` returned, on rank 0 of this machine."
-    if p.nproc == 1 and p.nnodes == 1: return run_here(stage, asdict(p))
+    if p.alone: return run_here(stage, asdict(p))
     return launch(run_here, p.nproc, dict(stage=stage, parameters=asdict(p)), p.timeout, nnodes=p.nnodes, rdzv=p.rdzv, grace=120)[0]
 
 # %% ../nbs/04c_launch.ipynb #command

@@ -1,5 +1,4 @@
 "What the processes of test_distributed.py run: a tiny training in float64, on one process or on several, from a checkpoint or from nothing."
-import json
 import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -55,7 +54,7 @@ def train(folder: Path, engine: str | None, dtype=torch.float64, valid=7) -> dic
     "Train in `folder` (from what is there) on all processes, or on this one alone; the loss of each step, and the weights."
     torch.set_default_dtype(dtype)
     c = config()
-    dit = JavisDiT(**asdict(c.model)).init_weights("scratch", generator(0, "weights")).to(dtype)
+    dit = JavisDiT(**asdict(c.model)).init_weights("scratch", generator(0, "weights"))
     watch, alone = Watch(), engine is None
     export = lambda path: save_model(dit, c, path)
     with nullcontext() if alone else in_turn(): claim_run(folder, c, seed=0)
@@ -77,19 +76,23 @@ def half(run: Path, to: Path):
     for name in ("run.json", f"checkpoints/step-{BLOCK:08d}"): (shutil.copytree if (run / name).is_dir() else shutil.copy)(run / name, (to / name).parent.mkdir(exist_ok=True) or to / name)
 
 
-def every_way(folder: Path) -> dict:
-    "One process, DDP, FSDP; then each engine from the half-way checkpoint of each other. Called by two processes."
+def every_way(folder: Path, resume: bool = True) -> dict:
+    "One process, DDP, FSDP; then, if asked, each engine from the half-way checkpoint of each other. Called by two processes."
     folder, results, rank = Path(folder), {}, dist.get_rank()
+    def done(name, result):
+        if rank: return
+        results[name] = result
+        off = (result["losses"] - results["one"]["losses"][result["start"]:]).abs().max().item()
+        print(f"{name}: from step {result['start']}, loss {result['losses'][0]:.4f} to {result['losses'][-1]:.4f}, off by {off:.1e}", flush=True)
     for name, engine in dict(one=None, ddp="ddp", fsdp="fsdp").items():
         if engine is None and rank: continue
-        with nullcontext() if engine is None else in_turn(): (folder / name).mkdir(exist_ok=True)
-        results[name] = train(folder / name, engine)
-    for source in ("one", "ddp", "fsdp"):
+        done(name, train(folder / name, engine))
+    for source in ("one", "ddp", "fsdp") if resume else ():
         for name, engine in dict(one=None, ddp="ddp", fsdp="fsdp").items():
             to = folder / f"{source}-{name}"
             dist.barrier()
             if rank == 0: half(folder / source, to)
             dist.barrier()
-            if engine or not rank: results[to.name] = train(to, engine)
+            if engine or not rank: done(to.name, train(to, engine))
     dist.barrier()
     return {f"{name}.{key}": x for name, result in results.items() for key, x in result.items()}

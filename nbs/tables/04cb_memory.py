@@ -34,5 +34,5 @@ def main(out: Path = Path(__file__).with_suffix(".csv")):
                 rows.append(dict(stage=stage, bucket=bucket, frames=frames, clips=clips, **plans))
                 print(rows[-1], flush=True)
                 with out.open("w", newline="") as f:
-                    writer = csv.DictWriter(f, FIELDS)
+                    writer = csv.DictWriter(f, FIELDS, lineterminator="\n")
                     writer.writeheader(); writer.writerows(rows)
