@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'StepSampler', 'Micro', 'StepLoader', 'EvalLoader', 'Denoiser', 'stream_loss', 'velocity_terms',
            'StepsCallback', 'even_times', 'draw_noise', 'FlowCallback', 'learning_rate', 'ScheduleCallback',
-           'AccumulateCallback', 'EMACallback', 'GuardCallback', 'NamedLoss', 'LossLogCallback', 'CheckpointCallback',
-           'PrecisionCallback', 'StatusCallback', 'PlotCallback', 'SampleCallback', 'stage_learner', 'train_steps',
-           'flow_learner']
+           'AccumulateCallback', 'wide', 'EMACallback', 'GuardCallback', 'NamedLoss', 'LossLogCallback',
+           'CheckpointCallback', 'PrecisionCallback', 'StatusCallback', 'PlotCallback', 'SampleCallback',
+           'stage_learner', 'train_steps', 'flow_learner']
 
 # %% ../nbs/04b_learner.ipynb #imports
 import math
@@ -225,24 +225,28 @@ class AccumulateCallback(Callback):
         if not self.micro.last: raise CancelBatchException()      # what fastai calls to skip the step and the zeroing of gradients
 
 # %% ../nbs/04b_learner.ipynb #ema
+def wide(p: Tensor) -> Tensor:
+    "A copy of a parameter, in float32 at least."
+    return p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+
 class EMACallback(Callback):
-    "Keeps an exponential moving average of the trainable weights, in fp32; swaps it in for validation."
+    "Keeps an exponential moving average of the trainable weights, in float32; swaps it in for validation."
     order = 70
     def __init__(self, decay: float): self.decay, self.average = decay, None
     def params(self): return {n: p for n, p in self.learn.bare.named_parameters() if p.requires_grad}
     def state(self): return self.average
     def restore(self, state): self.average = state
     def before_fit(self):
-        if self.average is None: self.average = {n: p.detach().float().clone() for n, p in self.params().items()}
+        if self.average is None: self.average = {n: wide(p) for n, p in self.params().items()}
     @torch.no_grad()
     def after_step(self):
         live = self.params()
-        torch._foreach_lerp_(list(self.average.values()), [live[n].float() for n in self.average], 1 - self.decay)
+        torch._foreach_lerp_(list(self.average.values()), [wide(live[n]) for n in self.average], 1 - self.decay)
     @torch.no_grad()
     def swap(self):
         "Exchange live and averaged weights; a second call undoes it."
         for n, p in self.params().items():
-            live = p.detach().float().clone()
+            live = wide(p)
             p.copy_(self.average[n]); self.average[n] = live
     def before_validate(self): self.swap()
     def after_validate(self): self.swap()
@@ -293,12 +297,11 @@ class LossLogCallback(Callback):
         self.lines, self.also, self.rows, self.parts, self.valid, self.last = JsonLines(self.out_dir / "log.jsonl"), [], [], [], {}, {}
     def state(self): return self.rows
     def restore(self, state): self.rows = state
-    def value(self, name: str): return self.valid[name]
     def write(self, **row):
-        if self.learn.rank == 0:
-            for write in (self.lines.append, *self.also): write(dict(step=self.learn.step, **row))
+        for write in () if self.learn.rank else (self.lines.append, *self.also): write(dict(step=self.learn.step, **row))
     def means(self, rows):
         "Means of the terms in `rows` over all processes; the last column is the weight of a row."
+        rows = rows or [torch.zeros(len(self.names) + 1)]              # a process may have had no clip to validate
         *sums, n = self.learn.reduce(torch.stack(rows).cpu().double().sum(0)).tolist()
         return {name: x / n for name, x in zip(self.names, sums)}, n
     def row(self):
@@ -306,9 +309,7 @@ class LossLogCallback(Callback):
         return torch.stack([*terms, torch.ones_like(terms[0])]) * n
 
     def before_fit(self):
-        if self.learn.rank: return                                       # one process writes
-        self.lines.trim(self.learn.step)
-        self.also = [LOGS[name](self.out_dir, self.learn.step) for name in self.logs]
+        if self.learn.rank == 0: self.lines.trim(self.learn.step); self.also = [LOGS[name](self.out_dir, self.learn.step) for name in self.logs]
     def before_train(self): self.tick, self.since = time.perf_counter(), self.learn.step
     def before_validate(self): self.held = []
     def after_loss(self): (self.parts if self.training else self.held).append(self.row())
@@ -449,6 +450,7 @@ def stage_learner(
     about: dict | None = None,   # other settings that make it this run: a folder that holds another is refused
     keep: int = 2,               # checkpoints, besides the best one
     logs: tuple = (),            # besides log.jsonl: "tensorboard", "wandb"
+    status=None,                 # a `StatusCallback` that knows FLOPs and peak, where MFU is wanted
     cbs: tuple = (),             # more callbacks
 ) -> Learner:
     "A fastai `Learner` for any stage, resuming what `out_dir` holds."
@@ -460,10 +462,9 @@ def stage_learner(
     log, checkpoint = LossLogCallback(out_dir, terms, logs=logs), CheckpointCallback(out_dir, export, keep, config_to_dict(config))
     own = [StepsCallback(seed), task, PrecisionCallback(cfg.precision), ScheduleCallback(cfg), AccumulateCallback(), GuardCallback(cfg.clip, cfg.on_nan), EMACallback(cfg.ema), log, checkpoint]
     learn = Learner(DataLoaders(loader, EvalLoader(valid, cfg.batch_size // cfg.micro), device=default_device()), model, NamedLoss(loss), opt_func=adamw, lr=cfg.lr,
-                    metrics=[ValueMetric(partial(log.value, name), name) for name in terms], path=Path(out_dir), default_cbs=False,
-                    cbs=[TrainEvalCallback(), Recorder(), ProgressCallback(), StatusCallback(), *own, *cbs])
-    learn.create_opt()
-    checkpoint.resume()
+                    metrics=[ValueMetric(partial(lambda n: log.valid[n], name), name) for name in terms], path=Path(out_dir), default_cbs=False,
+                    cbs=[TrainEvalCallback(), Recorder(), ProgressCallback(), status or StatusCallback(), *own, *cbs])
+    learn.create_opt(); checkpoint.resume()
     return learn
 
 def train_steps(learn: Learner):

@@ -42,10 +42,10 @@ def latents(n, seed, config=CONFIG):
                    captions=[""] * n, ids=[f"clip {i}" for i in range(n)], fps=torch.full((n,), config.clip.fps))
 
 
-def small_learner(out, config=CONFIG, **options):
+def small_learner(out, config=CONFIG, source=None, **options):
     "A learner of the run in `out`."
     dit = JavisDiT(**asdict(config.model)).init_weights("scratch", generator(0))
-    return flow_learner(dit, config, latents(16, 0), latents(8, 1), out, block=BLOCK, **options)
+    return flow_learner(dit, config, source or latents(16, 0), latents(8, 1), out, block=BLOCK, **options)
 
 
 def train(out, **options):
@@ -83,18 +83,20 @@ def kill_group(pid):
 
 
 def parts(out): return [p.name for p in Path(out, "checkpoints").glob(".step-*.part")]
+def finished(out): return {p.name for p in Path(out, "checkpoints").glob("step-*")}
 
 
-def life(out, launch, delay, in_checkpoint):
-    "Lets a life run and kills it after `delay` seconds, counted from the beginning of a checkpoint if `in_checkpoint`; returns what it left half written, or None if it reached its end."
-    pid = start(out, launch)
-    wait_for = time.monotonic() + (600 if in_checkpoint else delay)
-    while time.monotonic() < wait_for:
+def life(out, launch, after, delay, in_checkpoint):
+    """Lets a life run and kills it `delay` seconds after it has finished `after` checkpoints (and begun another, if `in_checkpoint`).
+
+    Returns what it left half written, or None if it reached its end."""
+    before, pid, due = finished(out), start(out, launch), None
+    while due is None or time.monotonic() < due:
         if (code := ended(pid)) is not None:
             if code: raise SystemExit(f"a life of the run ended with exit code {code}")
             return None
-        if in_checkpoint and parts(out): time.sleep(delay); break
-        time.sleep(0.0005 if in_checkpoint else 0.005)
+        if due is None and len(finished(out) - before) >= after and (parts(out) or not in_checkpoint): due = time.monotonic() + delay
+        time.sleep(0.001)
     kill_group(pid)
     return parts(out)
 
@@ -133,9 +135,9 @@ def main(kills=20, torn=5, launch=None, seed=0):
         while done < kills or inside < torn:
             runs, out = runs + 1, Path(folder, f"killed-{runs}")
             while True:
-                aim = inside < torn and rng.random() < 0.5
-                more = done < kills or inside < torn
-                left = life(out, launch, rng.uniform(0, 0.005) if aim else rng.uniform(0, 2 * block) if more else 600, aim and more)
+                more, aim = done < kills or inside < torn, inside < torn and rng.random() < 0.5
+                delay = rng.uniform(0, 0.005) if aim else rng.uniform(0, 2 * block)
+                left = life(out, launch, rng.choice((0, 1, 1)) if more else 10**6, delay, aim)
                 if left is None: break
                 done, inside = done + 1, inside + bool(left)
                 print(f"kill {done}: {'inside a checkpoint, ' + left[0] if left else 'between checkpoints'}", flush=True)

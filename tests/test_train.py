@@ -10,6 +10,7 @@ import pytest
 from notebooks import ROOT
 
 from javisdit.flow import read_log
+from javisdit.runs import checkpoints
 
 QUICK = dict(preset="tiny", steps=4, block=2, batch_size=4, workers=1)
 
@@ -33,9 +34,9 @@ def check_run(done, out):
 def test_the_world_from_another_folder_and_again(tmp_path):
     out = tmp_path / "run"
     check_run(papermill(tmp_path, **QUICK, clips=24, valid=8, out_dir="run"), out)
-    before = (out / "state.pt").stat().st_mtime_ns
+    before = [p.stat().st_mtime_ns for p in checkpoints(out / "checkpoints")]
     check_run(papermill(tmp_path, **QUICK, clips=24, valid=8, out_dir="run"), out)      # complete: nothing is trained again
-    assert (out / "state.pt").stat().st_mtime_ns == before
+    assert [p.stat().st_mtime_ns for p in checkpoints(out / "checkpoints")] == before and len(before) == 2
 
 
 def test_real_video_with_real_sound(tmp_path):
