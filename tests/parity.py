@@ -431,6 +431,7 @@ def main(argv=None):
 
 import parity_augment  # noqa: E402, F401  registers its families; it imports what is defined above
 import parity_data  # noqa: E402, F401
+import parity_masks  # noqa: E402, F401
 import parity_prior  # noqa: E402, F401
 
 if __name__ == "__main__":
