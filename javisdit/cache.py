@@ -136,11 +136,12 @@ def save_shard(
         else: save_file({f"{i}.{name}": x.contiguous() for i, e in enumerate(entries) for name, x in e.tensors.items()}, tmp, dict(note=note))
 
 def _save_tar(path, entries, note):
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=dict(comment=note)) as tar:
+    with tarfile.open(path, "w") as tar:
         def add(name, data):
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
+        add("__note__", note.encode())
         for i, e in enumerate(entries):
             for name, x in e.tensors.items():
                 np.save(data := io.BytesIO(), x.numpy())
@@ -165,12 +166,13 @@ def _open_safetensors(path):
     return lambda i, name: f.get_tensor(f"{i}.{name}"), sorted(names), f.metadata()["note"]
 
 def _open_tar(path):
-    with tarfile.open(path) as tar: where, note = {m.name: (m.offset_data, m.size) for m in tar}, tar.pax_headers["comment"]
+    with tarfile.open(path) as tar: where = {m.name: (m.offset_data, m.size) for m in tar}
     f = open(path, "rb", buffering=0)
-    def read(i, name):
-        at, size = where[f"{i:06d}.{name}.npy"]
-        return torch.from_numpy(np.load(io.BytesIO(os.pread(f.fileno(), size, at))))
-    return read, sorted({n.split(".", 1)[1].removesuffix(".npy") for n in where if n.endswith(".npy")}), note
+    def member(name):
+        at, size = where[name]
+        return os.pread(f.fileno(), size, at)
+    names = {n.split(".", 1)[1].removesuffix(".npy") for n in where if n.endswith(".npy")}
+    return lambda i, name: torch.from_numpy(np.load(io.BytesIO(member(f"{i:06d}.{name}.npy")))), sorted(names), member("__note__")
 
 # %% ../nbs/03c_cache.ipynb #plan
 def row_mark(row: Row, shape: tuple) -> str:
@@ -454,13 +456,13 @@ def folder_pools(folder) -> Pools:
     if not found: raise MediaError(folder, f"has no folder {', '.join(kinds)}", "name the folder that holds them")
     return Pools(**found)
 
-def _work(rank, world, manifest, out, preset, start, seed, negatives, pools, device, **options):
+def _work(rank, world, manifest, out, preset, start, seed, negatives, pools, pictures, device, **options):
     "One process of `javisdit_cache`."
     config = preset_config(preset)
     pools = Pools() if pools is None else world_pools(clip=config.clip) if pools == "world" else folder_pools(pools)
     manifest = Path(manifest)
     rows = read_manifest(manifest / "manifest.csv" if manifest.is_dir() else manifest)
-    encoder = Encoder(ClipDataset(rows, config.clip, start, seed), config, None, negatives, pools, device)
+    encoder = Encoder(ClipDataset(rows, config.clip, start, seed, pictures=pictures), config, None, negatives, pools, device)
     return write_cache(encoder, out, rank=rank, world=world, progress=rank == 0, **options) is not None
 
 def _processes(n, work):
@@ -485,6 +487,7 @@ def javisdit_cache(
     world: int = None,        # how many share it; None: what torchrun says, or 1
     workers: int = 2,         # threads of a process that read
     limit: float = 0.5,       # a larger share of unusable clips stops the run
+    sound_alone: bool = False,   # no pictures, for stage 1
     device: str = "cpu",      # cpu, or cuda
     prune: bool = False,      # delete shards that are of no use any more
 ):
@@ -492,7 +495,7 @@ def javisdit_cache(
     told = lambda value, name, default: int(os.environ.get(name, default)) if value is None else value
     rank, world, local = told(rank, "RANK", 0), told(world, "WORLD_SIZE", 1), told(None, "LOCAL_RANK", 0)
     if processes > 1 and world > 1: raise SystemExit("javisdit_cache: --processes is for one machine alone: use it or --rank and --world")
-    work = partial(_work, manifest=manifest, out=out, preset=preset, start=start, seed=seed, negatives=negatives, pools=pools,
+    work = partial(_work, manifest=manifest, out=out, preset=preset, start=start, seed=seed, negatives=negatives, pools=pools, pictures=not sound_alone,
                    device=f"cuda:{local}" if device == "cuda" else device, shard=shard, tar=tar, workers=workers, limit=limit)
     try: done = any(_processes(processes, work) if world == 1 else [work(rank, world)])
     except ValueError as e: raise SystemExit(f"javisdit_cache: {e}") from None

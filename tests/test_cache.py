@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from notebooks import ROOT
 from PIL import Image
 from test_data import PARTS, AudioBlocks, VideoBlocks, Words, moving
 
@@ -110,15 +109,16 @@ def test_processes_share_the_work(folder, tmp_path):
     with pytest.raises(ValueError, match="process 3 of 3 does not exist"): write_cache(encoder(folder), tmp_path / "x", rank=3, world=3)
 
 
-def command(*args, **env):
-    code = "import sys; from javisdit.cache import javisdit_cache; javisdit_cache()"
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | env)
+def command(folder, *args, **env):
+    "The command as its script of the same name starts it."
+    (script := folder / "command.py").write_text("from javisdit.cache import javisdit_cache\nif __name__ == '__main__': javisdit_cache()\n")
+    return subprocess.Popen([sys.executable, script, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | env)
 
 
 def test_the_command_in_two_processes_and_killed(folder, tmp_path):
     "Killed once with -9 in the middle; then two processes, as torchrun would start them, finish it."
     args = folder / "manifest.csv", tmp_path / "cache", "--shard", 1, "--workers", 1
-    dying = command(*args)
+    dying = command(tmp_path, *args)
     while not list((tmp_path / "cache").glob("shard-*.safetensors")) and dying.poll() is None: time.sleep(0.02)
     dying.send_signal(signal.SIGKILL)
     dying.communicate()
@@ -126,7 +126,7 @@ def test_the_command_in_two_processes_and_killed(folder, tmp_path):
     assert 0 < len(early) < 7 and not (tmp_path / "cache" / "index.json").exists()
     said = []
     for rank in "0", "1":
-        done = command(*args, RANK=rank, WORLD_SIZE="2", LOCAL_RANK=rank)
+        done = command(tmp_path, *args, RANK=rank, WORLD_SIZE="2", LOCAL_RANK=rank)
         said.append("".join(done.communicate()))
         assert done.returncode == 0, said[-1]
     assert "process 0 of 2 is done, others are not" in said[0] and "1 of 7 clips were skipped:\n  6: " in said[1]
@@ -137,7 +137,7 @@ def test_the_command_in_two_processes_and_killed(folder, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_starts_processes(folder, tmp_path):
-    done = command(folder / "manifest.csv", tmp_path / "cache", "--shard", 2, "--processes", 2)
+    done = command(tmp_path, folder / "manifest.csv", tmp_path / "cache", "--shard", 2, "--processes", 2)
     out = "".join(done.communicate())
     assert done.returncode == 0 and "CachedLatents(6 clips in 4 shards" in out, out
 
@@ -182,7 +182,7 @@ def test_rows_come_go_and_change(folder, tmp_path):
     assert [s.index for s in again.report.skipped] == [0]
     os.utime(folder / "3.mp4", (7, 7))
     write(read_manifest(folder / "manifest.csv"))
-    assert reads == ["0", "3"]
+    assert reads == ["3"]                                                               # the shard with the first caption was still there
     assert unused(tmp_path)
     for p in unused(tmp_path): p.unlink()
     assert len(write(rows).batch(range(6)).index) == 6
@@ -221,7 +221,7 @@ def test_too_many_bad_files_stop_the_run(folder, tmp_path):
     rows = read_manifest(folder / "manifest.csv")
     rows = [rows[0], *[replace(rows[6], id=f"bad {i}") for i in range(3)]]
     with pytest.raises(MediaError, match="more than 50% of 4 clips cannot be used"): write_cache(encoder(folder, rows), tmp_path / "a", shard=1, progress=False)
-    with pytest.raises(MediaError, match="more than 50% of 4 clips cannot be used"): MediaSource(encoder(folder, rows)).batch([3])
+    with pytest.raises(MediaError, match="more than 50% of 4 clips cannot be used"): MediaSource(encoder(folder, rows)).batch([1])
     with pytest.raises(MediaError, match="more than 50%"): MediaSource(encoder(folder, rows)).checked(progress=False)
     with pytest.raises(MediaError, match="not one of 3 clips"): write_cache(encoder(folder, rows[1:]), tmp_path / "b", limit=1.0, progress=False)
     kept = write_cache(encoder(folder, rows), tmp_path / "c", limit=0.8, progress=False)
@@ -270,7 +270,7 @@ def damaged_folder(d, n):
 
 def train(source, out, steps, batch):
     "The losses of a few steps of stage 3."
-    config = replace(CONFIG, train=replace(CONFIG.train, steps=steps, batch_size=batch), model=replace(CONFIG.model, depth=1, width=32, heads=1, video_channels=3, audio_channels=1, text_channels=1,
+    config = replace(CONFIG, train=replace(CONFIG.train, steps=steps, batch_size=batch), model=replace(CONFIG.model, depth=1, width=32, heads=2, video_channels=3, audio_channels=1, text_channels=1,
                      text_tokens=Words.tokens, skip="none"), codec=replace(CONFIG.codec, video_channels=3, video_stride=(4, 8, 8), audio_channels=1))
     torch.manual_seed(0)
     learn = flow_learner(JavisDiT(**vars(config.model)).init_weights("scratch", torch.Generator().manual_seed(0)), config, source, source.select([0, 1]), out, block=steps)
