@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GROUPS', 'PREPROCESSING', 'Reading', 'Entry', 'Encoder', 'whole', 'save_shard', 'Shard', 'row_mark', 'Part', 'plan',
            'config_about', 'differences', 'claim', 'Kept', 'write_part', 'write_cache', 'write_index', 'PairBatch',
-           'stacked', 'CachedLatents', 'unused', 'MediaSource', 'open_source', 'folder_pools', 'javisdit_cache']
+           'stacked', 'CachedLatents', 'unused', 'MediaSource', 'open_source', 'folder_pools', 'bucket_keys',
+           'javisdit_cache']
 
 # %% ../nbs/03c_cache.ipynb #imports
 import hashlib
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .augment import WAYS, make_negatives
+from .buckets import ByBucket, Buckets, audio_buckets, joint_buckets
 from .codecs import load_codecs
 from .core import Config, MediaError, preset as preset_config, rng
 from .data import Batch, ClipDataset, ClipItem, Latents, Row, Skipped, SkipReport, filled, fingerprint, in_order, read_manifest
@@ -456,14 +458,28 @@ def folder_pools(folder) -> Pools:
     if not found: raise MediaError(folder, f"has no folder {', '.join(kinds)}", "name the folder that holds them")
     return Pools(**found)
 
-def _work(rank, world, manifest, out, preset, start, seed, negatives, pools, pictures, device, **options):
+def bucket_keys(
+    rows: list[Row],
+    table: str | Path,       # "audio" or "joint" (the stages' own), or a JSON file {resolution: {frames: [chance, batch]}}
+    fps: float = 24.0,
+    seed: int = 0,
+) -> tuple[list, dict]:      # keys in the order of the rows, and rows that no bucket takes, by reason
+    "The rows of a manifest at the sizes of their buckets (chapter 03b), as drawn for the first epoch."
+    own = dict(audio=audio_buckets, joint=joint_buckets)
+    config = None if table in own else {r: {int(t): v for t, v in lengths.items()} for r, lengths in json.loads(Path(table).read_text()).items()}
+    grouped = ByBucket(own[table]() if config is None else Buckets(config), fps)(rows, seed, 0)
+    return sorted(tuple(k) for g in grouped.groups for k in g.keys), grouped.unused
+
+def _work(rank, world, manifest, out, preset, start, seed, negatives, pools, pictures, buckets, device, **options):
     "One process of `javisdit_cache`."
     config = preset_config(preset)
     pools = Pools() if pools is None else world_pools(clip=config.clip) if pools == "world" else folder_pools(pools)
     manifest = Path(manifest)
     rows = read_manifest(manifest / "manifest.csv" if manifest.is_dir() else manifest)
     encoder = Encoder(ClipDataset(rows, config.clip, start, seed, pictures=pictures), config, None, negatives, pools, device)
-    return write_cache(encoder, out, rank=rank, world=world, progress=rank == 0, **options) is not None
+    keys, unused = (None, {}) if buckets is None else bucket_keys(rows, buckets, config.clip.fps, seed)
+    if unused and rank == 0: print(f"not in any bucket: {', '.join(f'{len(n)} rows {why}' for why, n in unused.items())}")
+    return write_cache(encoder, out, keys, rank=rank, world=world, progress=rank == 0, **options) is not None
 
 def _processes(n, work):
     "`work(rank, n)` in `n` processes of this machine."
@@ -488,6 +504,7 @@ def javisdit_cache(
     workers: int = 2,         # threads of a process that read
     limit: float = 0.5,       # a larger share of unusable clips stops the run
     sound_alone: bool = False,   # no pictures, for stage 1
+    buckets: str = None,      # lengths and sizes of clips: audio or joint (chapter 03b), or a JSON file; None: the preset's own
     device: str = "cpu",      # cpu, or cuda
     prune: bool = False,      # delete shards that are of no use any more
 ):
@@ -495,7 +512,7 @@ def javisdit_cache(
     told = lambda value, name, default: int(os.environ.get(name, default)) if value is None else value
     rank, world, local = told(rank, "RANK", 0), told(world, "WORLD_SIZE", 1), told(None, "LOCAL_RANK", 0)
     if processes > 1 and world > 1: raise SystemExit("javisdit_cache: --processes is for one machine alone: use it or --rank and --world")
-    work = partial(_work, manifest=manifest, out=out, preset=preset, start=start, seed=seed, negatives=negatives, pools=pools, pictures=not sound_alone,
+    work = partial(_work, manifest=manifest, out=out, preset=preset, start=start, seed=seed, negatives=negatives, pools=pools, pictures=not sound_alone, buckets=buckets,
                    device=f"cuda:{local}" if device == "cuda" else device, shard=shard, tar=tar, workers=workers, limit=limit)
     try: done = any(_processes(processes, work) if world == 1 else [work(rank, world)])
     except ValueError as e: raise SystemExit(f"javisdit_cache: {e}") from None

@@ -19,7 +19,8 @@ from test_data import PARTS, AudioBlocks, VideoBlocks, Words, moving
 import javisdit.cache as cache_module
 import javisdit.data as data_module
 from javisdit.augment import WAYS
-from javisdit.cache import CachedLatents, Encoder, MediaSource, Shard, javisdit_cache, open_source, unused, write_cache
+from javisdit.buckets import BucketSampler, Buckets, ByBucket, ByShape
+from javisdit.cache import CachedLatents, Encoder, MediaSource, bucket_keys, javisdit_cache, open_source, unused, write_cache
 from javisdit.core import MediaError, rng, tiny
 from javisdit.data import ClipDataset, Latents, read_manifest
 from javisdit.dit import JavisDiT
@@ -74,6 +75,23 @@ def test_several_shapes(folder, tmp_path):
     assert torch.equal(kept.batch([1, 2]).video, raw.batch(keys[1:3]).video) and kept.batch([1]).height.tolist() == [16.0]
     for source, wanted in ((kept, [0, 1]), (raw, keys[:2])):
         with pytest.raises(ValueError, match="their shapes differ"): source.batch(wanted)
+
+
+def test_buckets(folder, tmp_path):
+    "Clips are kept at the sizes of their buckets, and batches of equal shapes are made of both sources."
+    rows = read_manifest(folder / "manifest.csv")
+    (tmp_path / "table.json").write_text(json.dumps({"32x32": {"72": [1.0, 1]}, "16x24": {"48": [1.0, 2]}}))
+    keys, unused = bucket_keys(rows, tmp_path / "table.json")
+    assert keys == [(0, 48, 16, 24), (1, 48, 16, 24), (2, 72, 32, 32), (3, 48, 16, 24), (4, 72, 32, 32), (5, 48, 16, 24)] and unused == {"unreadable": [6]}
+    made = encoder(folder)
+    kept, raw = write_cache(made, tmp_path / "cache", keys, progress=False), MediaSource(made)
+    sampler, table = BucketSampler(kept.shapes, ByShape(2)), Buckets({"32x32": {72: (1.0, 2)}, "16x24": {48: (1.0, 2)}})
+    assert sampler.steps == 3
+    for step in range(3):
+        places, = sampler(step)
+        assert torch.equal(kept.batch(places).video, raw.batch([keys[i] for i in places]).video)
+    for samples in (BucketSampler(rows, ByBucket(table))(step)[0] for step in range(3)):
+        assert torch.equal(raw.batch(samples).audio, kept.batch([keys.index(tuple(k)) for k in samples]).audio)
 
 
 def test_parts_of_a_source(folder, tmp_path):
