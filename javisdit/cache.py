@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import tarfile
+import uuid
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -119,7 +120,7 @@ GROUPS = tuple(WAYS)   # video_spatial, video_temporal, audio_spatial, audio_tem
 @contextmanager
 def whole(path: Path):
     "A temporary name to write to; the file appears under `path` complete, or not at all."
-    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    tmp = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield tmp
         with open(tmp, "rb") as f: os.fsync(f.fileno())
@@ -299,6 +300,7 @@ def write_index(folder: Path, encoder: Encoder, keys: list, parts: list[Part]) -
     skipped = [s | dict(index=row[s["mark"]]) for n in notes for s in n["skipped"]]
     if not any(s["ids"] for s in shards): raise MediaError("the data", f"not one of {len(keys)} clips can be used. {SkipReport(len(keys), [*map(_skipped, skipped)])}", "repair the files or the manifest")
     with whole(folder / "index.json") as tmp: tmp.write_text(json.dumps(dict(tokens=encoder.text.tokens, total=len(keys), shards=shards, skipped=skipped)))
+    for left in folder.glob("shard-*.tmp"): left.unlink()        # by processes that were killed
     return True
 
 # %% ../nbs/03c_cache.ipynb #batches
@@ -346,6 +348,7 @@ class CachedLatents:
     def shapes(self): return [w[3] for w in self.where]          # pictures, height, width of each
     @property
     def captions(self): return [self.entry(i).text for i in range(len(self))]
+    def expect(self, keys): "Nothing to do: what will be asked for lies ready."
     def entry(self, key: int) -> Entry: return self.shard(self.where[key][0])[self.where[key][1]]
     def batch(self, keys) -> Batch:
         "These clips, in float32; `ValueError` if their shapes differ."
@@ -361,7 +364,7 @@ class CachedLatents:
 
 # %% ../nbs/03c_cache.ipynb #unused
 def unused(folder) -> list[Path]:
-    "Shards in a cache's folder that its index does not name, and remains of interrupted writes."
+    "Shards in a cache's folder that its index does not name."
     folder = Path(folder)
     named = {s["name"] for s in json.loads((folder / "index.json").read_text())["shards"]}
     return sorted(p for p in folder.glob("shard-*") if p.name not in named)
