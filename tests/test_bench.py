@@ -1,12 +1,15 @@
 "The count is what PyTorch counts, the emulation is the reference's result, and the command says what it measured."
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from javisdit.attention import PriorCrossAttention
-from javisdit.bench import StepReport, alternate, bench_config, bench_step, javisdit_bench, random_inputs, random_model, repeated_prior, step_flops
+from javisdit.bench import (DataReport, StepReport, alternate, bench_config, bench_step, clips_eaten, javisdit_bench, moving_clip, random_inputs,
+                            random_model, repeated_prior, step_flops)
+from javisdit.media import write_clip
 
 
 def small(name="released", **changes):
@@ -57,10 +60,27 @@ def test_command(capsys, tmp_path):
     with pytest.raises(SystemExit): javisdit_bench(["step", "--help"])
     text = capsys.readouterr().out
     assert all(word in text for word in ("--emulate_reference", "--no_guidance", "--geometry", "random weights"))
-    with pytest.raises(SystemExit): javisdit_bench(["data"])
+    with pytest.raises(SystemExit): javisdit_bench(["read"])
 
 
 @pytest.mark.gpu
 def test_on_a_gpu():
     report = bench_step(bench_config(geometry="240p"), torch.bfloat16, "cuda", repeats=3)
     assert report.memory["ours"] < 12e9
+
+
+def test_what_gpus_eat():
+    config = bench_config(geometry="240p")
+    assert clips_eaten(config) == pytest.approx(8 * 0.4 * 989e12 / (3 * 41.4e12), rel=0.01)
+    assert clips_eaten(config, gpus=32) == 4 * clips_eaten(config) == pytest.approx(8 * clips_eaten(config, mfu=0.2))
+
+
+def test_reading(capsys, tmp_path):
+    write_clip(moving_clip(32, 48, 2.5), tmp_path / "a.mp4")
+    options = ["data", "--preset", "tiny", "--geometry", "preset", "--seconds", "0.05", "--batches", "3"]
+    javisdit_bench([*options, "--media", str(tmp_path / "a.mp4"), "--out", str(tmp_path / "a.json")])
+    report, text = DataReport(**json.loads((tmp_path / "a.json").read_text())), capsys.readouterr().out
+    assert list(report.work) == ["video file a.mp4", "cache"] and report.work["cache"] < report.work["video file a.mp4"]
+    assert report.cores("cache") == math.ceil(report.eaten * report.work["cache"]) and "cores needed" in text and "3 batches from the cache" in text
+    (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:900])
+    with pytest.raises(SystemExit, match="b.mp4"): javisdit_bench([*options, "--media", str(tmp_path / "b.mp4")])
