@@ -6,8 +6,8 @@
 __all__ = ['PRECISIONS', 'StepSampler', 'Micro', 'StepLoader', 'EvalLoader', 'Denoiser', 'stream_loss', 'velocity_terms',
            'StepsCallback', 'even_times', 'draw_noise', 'FlowCallback', 'learning_rate', 'ScheduleCallback',
            'AccumulateCallback', 'wide', 'EMACallback', 'GuardCallback', 'NamedLoss', 'LossLogCallback',
-           'CheckpointCallback', 'PrecisionCallback', 'StatusCallback', 'PlotCallback', 'SampleCallback',
-           'stage_learner', 'train_steps', 'flow_learner']
+           'CheckpointCallback', 'PrecisionCallback', 'StatusCallback', 'PlotCallback', 'sample_clips',
+           'SampleCallback', 'stage_learner', 'train_steps', 'flow_learner']
 
 # %% ../nbs/04b_learner.ipynb #imports
 import math
@@ -20,7 +20,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import soundfile
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, TrainEvalCallback
 from fastai.callback.progress import ProgressCallback
@@ -403,12 +402,33 @@ class PlotCallback(Callback):
         self.shown.update(fig := plot_log(self.learn.loss_log.lines.path)); plt.close(fig)
 
 # %% ../nbs/04b_learner.ipynb #samples
+@torch.no_grad()
+def sample_clips(
+    denoiser: Denoiser,
+    config: Config,
+    streams: tuple,                  # that the transformer has
+    text: Tensor, mask: Tensor,      # (b l d), (b l) of the captions
+    generators: list,                # of the noise, one a clip
+    prior: tuple = (None, None),     # spatial and temporal tokens
+) -> list[Clip]:
+    "Clips, or what they have of pictures and sound, by the config's own settings (App. C.1)."
+    c, b, device, codecs = config, len(text), next(denoiser.parameters()).device, load_codecs(config)
+    shapes = dict(video=c.video_latent, audio=c.audio_latent)
+    noise = [torch.stack([torch.randn(shapes[s], generator=g) for g in generators]).to(device) if s in streams else None for s in shapes]
+    tokens = (None if x is None else x.to(device) for x in prior)
+    cond = denoiser.dit.conditions(text.to(device), mask.to(device), *tokens, **denoiser.facts)
+    made = sample_latents(denoiser.dit, cond, denoiser.both(*noise), time_grid(c.sample.steps, shift_ratio(c.clip, c.sample.shift)), c.sample.guidance)
+    video, audio = (x.cpu() if s in streams else [None] * b for s, x in zip(shapes, made))
+    if "video" in streams: video = [from_model(x) for x in codecs[0].decode(video, c.clip.frames)]
+    if "audio" in streams: audio = [x.numpy() for x in codecs[1].decode(audio, c.clip.samples)]
+    return [Clip(v, a, c.clip.fps, c.clip.sample_rate) for v, a in zip(video, audio)]
+
 class SampleCallback(Callback):
     "Every `every` steps, makes clips of the first `n` held-out captions by the averaged weights: `out_dir/samples`."
     order = 75
-    def __init__(self, config: Config, source, out_dir: Path, every: int, n: int = 1, seed: int = 0, streams: tuple = ("video", "audio"), prior=None):
+    def __init__(self, config: Config, source, out_dir: Path, every: int, n: int = 1, seed: int = 0, streams: tuple = ("video", "audio"), prior: CaptionPrior | None = None):
         self.config, self.every, self.n, self.seed, self.streams, self.prior = config, every, n, seed, streams, prior
-        self.source, self.folder, self.codecs = source, Path(out_dir) / "samples", load_codecs(config)
+        self.source, self.folder = source, Path(out_dir) / "samples"
     def after_batch(self):
         if not self.training or not self.micro.last or self.learn.step % self.every: return
         self.learn.ema.swap(); self.model.eval()
@@ -417,22 +437,11 @@ class SampleCallback(Callback):
         if self.learn.rank: return
         self.folder.mkdir(exist_ok=True)
         for i, clip in enumerate(clips):
-            path = self.folder / f"step-{self.learn.step:08d}-{i}"
-            if clip.video is None: soundfile.write(f"{path}.wav", clip.audio, clip.sample_rate)
-            else: clip.save(f"{path}.mp4")
-    @torch.no_grad()
+            clip.save(self.folder / f"step-{self.learn.step:08d}-{i}.{'wav' if clip.video is None else 'mp4'}")
     def clips(self) -> list[Clip]:
-        c, denoiser = self.config, self.learn.bare
-        gs = [generator(self.seed, "sample", i) for i in range(self.n)]
-        batch = self.source.batch(list(range(self.n))).to(next(denoiser.parameters()).device)
-        prior = (None, None) if self.prior is None else self.prior(batch, gs)
-        noise = [draw_noise(getattr(batch, s), gs) if s in self.streams else None for s in ("video", "audio")]
-        cond = denoiser.dit.conditions(batch.text, batch.text_mask, *prior, **denoiser.facts)
-        made = sample_latents(denoiser.dit, cond, denoiser.both(*noise), time_grid(c.sample.steps, shift_ratio(c.clip, c.sample.shift)), c.sample.guidance)
-        video, audio = (x.cpu() if s in self.streams else [None] * self.n for s, x in zip(("video", "audio"), made))
-        if "video" in self.streams: video = [from_model(x) for x in self.codecs[0].decode(video, c.clip.frames)]
-        if "audio" in self.streams: audio = [x.numpy() for x in self.codecs[1].decode(audio, c.clip.samples)]
-        return [Clip(v, a, c.clip.fps, c.clip.sample_rate) for v, a in zip(video, audio)]
+        gs, batch = [generator(self.seed, "sample", i) for i in range(self.n)], self.source.batch(list(range(self.n)))
+        tokens = (None, None) if self.prior is None else self.prior(self.source.captions[:self.n], TextStates(batch.text, batch.text_mask), gs)
+        return sample_clips(self.learn.bare, self.config, self.streams, batch.text, batch.text_mask, gs, tokens)
 
 # %% ../nbs/04b_learner.ipynb #learner
 def stage_learner(

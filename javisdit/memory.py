@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 from .checkpoints import branch_only, freeze
 from .core import Config
 from .dit import JavisDiT
-from .learner import BRANCH, Denoiser, velocity_terms
+from .learner import Denoiser, velocity_terms
+from .models import BRANCH
 
 # %% ../nbs/04cb_memory.ipynb #count
 def stage_model(config: Config, stage: int | None) -> JavisDiT:

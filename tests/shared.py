@@ -13,7 +13,8 @@ from javisdit.core import generator, tiny
 from javisdit.data import Batch
 from javisdit.dit import JavisDiT
 from javisdit.engines import in_turn, share
-from javisdit.learner import Denoiser, FlowCallback, save_model, stage_learner, train_steps
+from javisdit.learner import Denoiser, FlowCallback, stage_learner, train_steps
+from javisdit.models import save_model
 from javisdit.runs import claim_run
 
 STEPS, BLOCK = 20, 10
