@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOG_FLOOR', 'REMEDY', 'MAX_PIXELS', 'MAX_RATE', 'MAX_BYTES', 'PLAYLISTS', 'NO_TIMES', 'SLACK', 'MARGIN', 'NOTICE',
            'BT601', 'FORMATS', 'SPEED', 'OPUS_RATES', 'Clip', 'mel_basis', 'log_mel', 'to_model', 'from_model',
-           'MediaWarning', 'media_errors', 'existing', 'MediaInfo', 'probe', 'shown', 'cover', 'over_white',
-           'read_audio', 'read_clip', 'write_clip', 'read_settings', 'Picture', 'Player']
+           'MediaWarning', 'media_errors', 'existing', 'MediaInfo', 'probe', 'probe_sound', 'shown', 'cover',
+           'over_white', 'read_audio', 'read_clip', 'write_clip', 'read_settings', 'Picture', 'Player']
 
 # %% ../nbs/00a_media.ipynb #imports
 import base64
@@ -154,6 +154,18 @@ def probe(
     "What the video file at `path` holds; `MediaError` if it is not a video with pictures."
     with _opened(path) as container: return _info(container, path, track)
 
+def probe_sound(
+    path,                # of a sound or video file
+    track: int = 0,      # which of its sound tracks
+) -> tuple[float, int]:  # seconds, sample rate
+    "How long the sound of a file lasts, and its rate; `MediaError` if there is none."
+    with _opened(path) as container:
+        stream = _audio(container, path, track)
+        if not stream: raise MediaError(path, "has no sound track", "choose a file with sound")
+        _, seconds = _length(container, stream, _start(stream), count=False)
+        if seconds <= 0: raise MediaError(path, "has a sound track without sound", REMEDY)
+        return seconds, stream.rate
+
 # %% ../nbs/00a_media.ipynb #streams
 NO_TIMES = {"avi"}     # containers that store the order of pictures, but not when they are shown
 
@@ -186,7 +198,7 @@ def _shape(v, first, path):
 def _packets(container, stream, seconds=0.0):
     "(number, first, end) of a stream's packets from a time of the file's clock on, in its own ticks; they are counted, not kept."
     _seek(container, stream, seconds)
-    n, first, end, tick = 0, None, None, round(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 1
+    n, first, end, tick = 0, None, None, round(1 / (stream.average_rate * stream.time_base)) if stream.type == "video" and stream.average_rate else 1
     for p in container.demux(stream):
         stamp = p.dts if p.pts is None else p.pts
         if stamp is None: continue

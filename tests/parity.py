@@ -77,6 +77,9 @@ def read(path):
             if kind in ("out_isolated", "grad"): parts["out"][key] = f.get_tensor(key)
             elif kind in parts: parts[kind][key if kind == "out" else rest] = f.get_tensor(key)
     config = json.loads(next((meta[k] for k in ("config", "json", "meta") if k in meta), "{}"))
+    if "batches" in config:                              # plans are answers; only their names are asked
+        parts["out"]["batches"] = config.pop("batches")
+        config["cases"] = list(parts["out"]["batches"])
     return Fixture(path.stem, config, {**parts["sd_src"], **parts["sd"]}, parts["in"], parts["out"])
 
 
@@ -427,6 +430,8 @@ def main(argv=None):
 
 
 import parity_augment  # noqa: E402, F401  registers its families; it imports what is defined above
+import parity_data  # noqa: E402, F401
+import parity_masks  # noqa: E402, F401
 import parity_prior  # noqa: E402, F401
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from javisdit.core import ClipConfig, MediaError, generator, rng, tiny
 from javisdit.data import (Batch, ClipDataset, ClipItem, Latents, Row, Skipped, collate, encode_dataset, filled, fingerprint, in_order,
-                           loader, make_manifest, read_manifest, split, write_manifest)
-from javisdit.media import Clip, read_clip, write_clip
+                           loader, make_manifest, read_manifest, read_sample, split, write_manifest)
+from javisdit.media import Clip, read_audio, read_clip, write_clip
 
 States = namedtuple("States", "states mask")
 
@@ -180,6 +180,36 @@ def test_real_video(tmp_path):
     assert len({v.numpy().tobytes() for v in latents.video}) == 3                     # three different windows
 
 
+def test_samples_of_any_size(folder):
+    data = ClipDataset(read_manifest(folder / "manifest.csv"), tiny().clip, start="middle")
+    small, whole = data.at(4, 24, 21, 40), data[4]
+    assert small.clip.video.shape == (24, 16, 40, 3) and small.clip.audio.shape == (16000,) and small.text == whole.text
+    assert np.array_equal(data.at(4, 48, 32, 32).clip.video, whole.clip.video) and "too short" in data.at(0, 49, 32, 32).reason
+    direct = read_sample(data.rows[4], 24, 32, 32, start=1.5)
+    assert np.array_equal(direct.video, read_clip(data.rows[4].path, start=1.5, seconds=1).video)
+
+
+def test_sound_alone(tmp_path):
+    "No pictures are needed, and none are pretended; the reference's placeholders are understood."
+    write_clip(Clip(None, moving(4, 4).audio), tmp_path / "a.wav")
+    head = "path,id,relpath,num_frames,fps,height,width,audio_path,audio_fps,text,audio_text"
+    theirs = manifest(tmp_path / "theirs.csv", [head, *["placeholder,placeholder,placeholder,95,24,720,1280,a.wav,16000,placeholder,noise"] * 2])
+    ours = manifest(tmp_path / "ours.csv", ["audio_path,text", "a.wav,noise", "a.wav,noise"])
+    (a, b), (c, d) = (read_manifest(m) for m in (theirs, ours))
+    assert (a.path, a.text or a.sound_text, a.num_frames, a.fps, a.height) == (None, "noise", 95, 24, None) and b.id == "1"
+    assert (c.path, c.text, c.num_frames, c.fps, c.height, c.audio_fps, d.id) == (None, "noise", 96, 24, None, 16000, "1")
+    assert read_manifest(write_manifest([c, d], tmp_path / "again.csv")) == [c, d]
+    data = ClipDataset([c], tiny().clip, start="middle", pictures=False)
+    assert data[0].clip.video is None and len(data[0].clip.audio) == 32000 and np.array_equal(data[0].clip.audio, read_audio(tmp_path / "a.wav", start=1, seconds=2))
+    assert "too short for 4.16667 s" in data.at(0, 100, 8, 8).reason and "is sound alone" in ClipDataset([c], tiny().clip)[0].reason
+    latents = encode_dataset(ClipDataset([c, d], tiny().clip, pictures=False), None, *PARTS[1:], progress=False)
+    assert latents.video.shape == (2, 0) and latents.batch([1]).audio.shape == (1, 1, 50, 1) and latents.captions == ["noise"] * 2
+    for line in (",", "placeholder,"):
+        with pytest.raises(MediaError, match="line 2: path is empty"): read_manifest(manifest(tmp_path / "x.csv", ["path,audio_path,text", f"{line},words"]))
+    with pytest.raises(MediaError, match="line 2: text is empty"): read_manifest(manifest(tmp_path / "x.csv", ["audio_path,text", "a.wav,"]))
+    assert read_manifest(manifest(tmp_path / "x.csv", ["audio_path,text", "gone.wav,x"]))[0].num_frames is None
+
+
 # ---- workers
 
 def test_in_order():
@@ -229,7 +259,7 @@ def test_cache(folder, tmp_path, monkeypatch, capsys):
     encode = lambda rows=rows, parts=PARTS, **kw: encode_dataset(ClipDataset(rows, tiny().clip, **kw), *parts, cache_dir=tmp_path, progress=False)
     first, reads = encode(), []
     read = ClipDataset.read
-    monkeypatch.setattr(ClipDataset, "read", lambda self, row: reads.append(row.id) or read(self, row))
+    monkeypatch.setattr(ClipDataset, "read", lambda self, row, *a: reads.append(row.id) or read(self, row, *a))
     capsys.readouterr()
     second = encode()
     assert not reads and "4 of 10 clips were skipped" in capsys.readouterr().out              # said again, read not again

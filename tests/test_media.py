@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from javisdit.core import ClipConfig, MediaError, rng
-from javisdit.media import Clip, cover, log_mel, mel_basis, probe, read_audio, read_clip, shown, write_clip
+from javisdit.media import Clip, cover, log_mel, mel_basis, probe, probe_sound, read_audio, read_clip, shown, write_clip
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -413,3 +413,14 @@ def test_clip_shows_itself(tmp_path, monkeypatch):
     busy = Clip(rng(0, "busy").integers(0, 256, (48, 64, 64, 3), dtype=np.uint8), clip.audio)
     for c in (clip, busy, Clip(clip.video, None), Clip(None, clip.audio)): assert 100 < len(c._repr_html_()) < 50_000
     assert Clip(clip.video, None).plot()._repr_png_()[:4] == b"\x89PNG" and Clip(None, clip.audio).plot(marks=[1.0])._repr_png_()
+
+
+def test_length_of_sound(tmp_path):
+    for name in ("a.wav", "a.flac"):
+        write_clip(Clip(None, np.zeros(40_000, np.float32) + 0.1), tmp_path / name)
+        assert probe_sound(tmp_path / name) == (2.5, 16000)
+    whole = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "half.wav").write_bytes(whole[:len(whole) // 2])
+    assert abs(probe_sound(tmp_path / "half.wav")[0] - 1.25) < 0.01                       # what is there, not what its header claims
+    write_clip(Clip(np.zeros((30, 32, 32, 3), np.uint8), None), tmp_path / "mute.mp4")
+    with pytest.raises(MediaError, match="has no sound track"): probe_sound(tmp_path / "mute.mp4")
