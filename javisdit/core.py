@@ -103,6 +103,7 @@ class TrainConfig:
     clip: float = 1.0                     # global gradient norm
     ema: float = 0.99                     # decay of the averaged weights
     shift: str = "reference"              # of noise levels: "reference" or "none"
+    masks: str = "none"                   # x-conditional masks while both streams learn: "none", "paper" or "reference"
     precision: str = "float32"            # of the model's arithmetic: "float32" or "bfloat16"
     checkpointing: bool = False           # compute activations a second time instead of keeping them
     on_nan: str = "stop"                  # what a step without a finite gradient does: "stop" the run, or "skip"
