@@ -286,7 +286,6 @@ def bench_data(
     gpus: int = 8, mfu: float = 0.4,
 ) -> DataReport:
     "Measure what reading a clip costs, from video files and from a cache."
-    torch.set_num_threads(1)
     for h, w in () if media else ((240, 426), (720, 1280)):
         write_clip(moving_clip(h, w, config.clip.seconds + 2), folder / f"{h}p.mp4", crf=23)
         media = [*media, folder / f"{h}p.mp4"]
@@ -301,7 +300,7 @@ def bench_data(
     before = _resident("VmRSS")
     for _ in range(batches): read()
     growth = None if before is None else _resident("VmRSS") - before
-    title = f"{config.name}: {config.clip.width} x {config.clip.height}, {config.clip.seconds:.3f} s; {gpus} GPUs at {mfu:.0%} of {H100 / 1e12:.0f} TFLOP/s; read on one core, {platform.machine()}"
+    title = f"{config.name}: {config.clip.width} x {config.clip.height}, {config.clip.seconds:.3f} s; {gpus} GPUs at {mfu:.0%} of {H100 / 1e12:.0f} TFLOP/s; work of one core, {platform.machine()}"
     return DataReport(title, 3 * sum(step_flops(config, rows=1).values()), clips_eaten(config, gpus, mfu), seen, {str(batches): growth})
 
 # %% ../nbs/11_performance.ipynb #command

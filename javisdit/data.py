@@ -209,7 +209,7 @@ class ClipDataset(Dataset):
                  epoch: int = 0,             # another epoch, other random starts
                  multiple: int = 8,          # pictures are cropped to sides that are multiples of this
                  pictures: bool = True,      # False: sound alone, with its own captions
-                 retry: tuple = (0.5, 4.0)): # seconds to wait before a clip is tried again, where the disk or the network failed
+                 retry: tuple = (0.5, 2.0)): # seconds to wait before a clip is tried again, where the disk or the network failed
         if start not in STARTS: raise ValueError(f"start={start!r} is not known: choose one of {', '.join(STARTS)}")
         self.rows, self.clip, self.start, self.seed, self.epoch, self.multiple, self.pictures, self.retry = list(rows), clip, start, seed, epoch, multiple, pictures, retry
         self.size = cropped(clip.height, clip.width, multiple)
@@ -271,7 +271,7 @@ def at(self: ClipDataset, index: int, frames: int, height: int, width: int) -> C
             if wait is None or not transient(e): return Skipped(index, row.id, str(e))
             time.sleep(wait)
 
-TRANSIENT = {getattr(errno, name) for name in "EAGAIN EBUSY ECONNABORTED ECONNREFUSED ECONNRESET EHOSTUNREACH EINTR EIO EMFILE ENETDOWN ENETUNREACH ENFILE ENOMEM ESTALE ETIMEDOUT".split()}
+TRANSIENT = {getattr(errno, name) for name in "EAGAIN EBUSY ECONNABORTED ECONNREFUSED ECONNRESET EHOSTUNREACH EINTR EIO EMFILE ENETDOWN ENETUNREACH ENFILE ESTALE ETIMEDOUT".split()}
 
 def transient(e: MediaError) -> bool:
     "Whether it was not the file that failed, but what it is read through."
