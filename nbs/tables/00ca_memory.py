@@ -67,7 +67,7 @@ def main():
         done.append(json.loads(made.splitlines()[-1]))
         print(done[-1], flush=True)
         with TABLE.open("w", newline="") as f:
-            out = csv.DictWriter(f, done[0].keys())
+            out = csv.DictWriter(f, done[0].keys(), lineterminator="\n")
             out.writeheader(), out.writerows(done)
 
 
