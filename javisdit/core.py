@@ -114,6 +114,7 @@ class SampleConfig:
     steps: int = 30                       # Euler steps
     guidance: float = 7.0                 # 1 = no classifier-free guidance
     shift: str = "reference"
+    suffix: str = ""                      # said after every prompt that does not say so already
 
 # %% ../nbs/00_core.ipynb #config
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def paper():
 
 def released():
     "The model whose weights are public as JavisVerse/JavisDiT-v0.1: same size of token, other order of attentions."
-    return Config(name="released", clip=ClipConfig(mel_pad="zero"), model=ModelConfig(layout="released", bi="global"))
+    return Config(name="released", clip=ClipConfig(mel_pad="zero"), model=ModelConfig(layout="released", bi="global"),
+                  sample=SampleConfig(suffix="aesthetic score: 6.5."))
 
 PRESETS = {f.__name__: f for f in (tiny, small, paper, released)}
 

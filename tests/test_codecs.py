@@ -144,8 +144,8 @@ def test_frozen(both):
 
 def test_errors():
     c = tiny()
-    with pytest.raises(ValueError, match="'opensora'.*not in this version yet"): load_codecs(paper())
-    with pytest.raises(ValueError, match="'vq' does not exist: choose 'tiny'"): load_codecs(replace(c, codec=replace(c.codec, audio="vq")))
+    with pytest.raises(ValueError, match="OpenSora v1.2's video codec .1.57 GB, Apache-2.0.: download"): load_codecs(paper(), video="/nowhere")
+    with pytest.raises(ValueError, match="'vq' does not exist: choose 'tiny' or 'audioldm2'"): load_codecs(replace(c, codec=replace(c.codec, audio="vq")))
     with pytest.raises(ValueError, match="change config.codec"): load_codecs(replace(c, codec=replace(c.codec, video_channels=7)))
 
 def test_size_on_disk():

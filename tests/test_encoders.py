@@ -63,8 +63,9 @@ def test_padding_length_does_not_change_states(encoder):
     assert torch.allclose(a.states, b.states[:, :48], atol=1e-5) and not b.mask[:, 48:].any()
 
 def test_errors(monkeypatch):
-    with pytest.raises(ValueError, match="'t5-xxl'.*not in this version yet: choose minilm"): load_text_encoder(paper())
-    with pytest.raises(ValueError, match="'word2vec' does not exist: choose minilm"): load_text_encoder("word2vec")
+    with pytest.raises(ValueError, match="T5-XXL v1.1's encoder .19 GB"): load_text_encoder(paper(), folder="/nowhere")
+    with pytest.raises(ValueError, match="ImageBind-huge .4.8 GB"): load_text_encoder("imagebind")
+    with pytest.raises(ValueError, match="'word2vec' does not exist: choose 'minilm' or 't5-xxl' or 'imagebind'"): load_text_encoder("word2vec")
     with pytest.raises(ValueError, match="tokens=1"): MiniLM(tokens=1)
     with pytest.raises(TypeError, match="pass a list of strings"): load_text_encoder("minilm")("a ball")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
