@@ -428,6 +428,7 @@ def main(argv=None):
 
 import parity_augment  # noqa: E402, F401  registers its families; it imports what is defined above
 import parity_prior  # noqa: E402, F401
+import parity_ruler  # noqa: E402, F401
 
 if __name__ == "__main__":
     import parity   # the copy that the other modules register with
