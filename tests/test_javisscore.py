@@ -136,7 +136,7 @@ def test_each_frame_and_window_is_embedded_once():
     dummy = Dummy()
     r = np.random.default_rng(0)
     score_clip(Clip(r.integers(0, 256, (102, 8, 8, 3), dtype=np.uint8), r.standard_normal(68000).astype(np.float32), 24.0), dummy)
-    assert dummy.calls == [102, [68000] + 6 * [32000]]
+    assert dummy.calls == [[68000] + 6 * [32000], 102]
 
 
 def test_clips_as_they_come():
