@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from .core import MediaError, rng
 from .detect import match_events
+from .encoders import no_progress_bar
 from .imagebind import ClipTokenizer
 from .imagebind_av import RATE, at_rate, still_pixels, stretches
 from .javisscore import Windows, cosine, embed_clip, score_clip
-from .media import Clip, read_audio, read_clip
+from .media import Clip, existing, read_audio, read_clip
 
 # %% ../nbs/09a_metrics.ipynb #frechet
 def _points(x, y) -> tuple:
@@ -158,6 +159,7 @@ class PictureJudge(nn.Module):
         seen = _vectors(self.model.get_image_features(pixels.to(self.model.device, self.model.dtype)))
         return cosine(seen, _vectors(self.model.get_text_features(words))).mean().item()
 
+# %% ../nbs/09a_metrics.ipynb #clap
 class SoundJudge(nn.Module):
     "CLAP: sounds and captions in one space."
     def __init__(self, model, extractor, tokenizer, name="clap"):   # transformers' `ClapModel` and what belongs to it
@@ -185,12 +187,13 @@ class SoundJudge(nn.Module):
 def load_picture_judge(folder="openai/clip-vit-base-patch32") -> PictureJudge:   # a folder, or a name on the hub (0.6 GB, MIT)
     "CLIP with downloaded weights."
     from transformers import CLIPModel
-    return PictureJudge(CLIPModel.from_pretrained(folder), str(folder))
+    with no_progress_bar(): return PictureJudge(CLIPModel.from_pretrained(folder), str(folder))
 
 def load_sound_judge(folder="laion/clap-htsat-unfused") -> SoundJudge:   # a folder, or a name on the hub (0.6 GB, Apache-2.0)
     "CLAP with downloaded weights."
     from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
-    return SoundJudge(ClapModel.from_pretrained(folder), ClapFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), str(folder))
+    with no_progress_bar(): model = ClapModel.from_pretrained(folder)
+    return SoundJudge(model, ClapFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), str(folder))
 
 def cavp_mel(wave: np.ndarray) -> np.ndarray:   # (n,) at 16 kHz -> (128 64 * seconds)
     "What CAVP is given of the whole seconds of a sound."
@@ -263,6 +266,7 @@ class Metric:
 def _ib(a, b, j): return cosine(getattr(j, a), getattr(j, b)).item()
 def _told(j, n, what): return cosine(j.told[n], getattr(j, what)).item()
 
+# %% ../nbs/09a_metrics.ipynb #registry
 BOTH, VIEW = ("video", "audio"), "5 stretches of 2 s x 3 crops"
 CLIP_METRICS = (
     Metric("tv_ib", "higher", ("video", "caption", "imagebind"), f"cosine of ImageBind's vectors of caption and video ({VIEW})", lambda j: _told(j, 0, "seen")),
@@ -325,6 +329,7 @@ def summarise(
     return Summary(name, float(np.mean(good)) if good else float("nan"), *bootstrap_mean(good, seed), len(good), [float(v) if is_number(v) else None for v in values],
                    {i: why(v) for i, v in enumerate(values) if not is_number(v)})
 
+# %% ../nbs/09a_metrics.ipynb #score-all
 def _try(f, *args):
     "What `f` gives, or the fault of the clip that kept it from giving anything."
     try: return f(*args)
@@ -361,8 +366,9 @@ def weights_hash(net: nn.Module) -> str:
 
 def file_hash(path) -> str:
     "A name for exactly this content."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    with open(existing(path), "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
+# %% ../nbs/09a_metrics.ipynb #clap-features
 class ClapFeatures:
     "CLAP's vectors of sounds: the features of `fad_clap`."
     def __init__(self, judge: SoundJudge):
@@ -380,6 +386,7 @@ class Features(NamedTuple):
     excluded: dict     # path -> why it has none
     computed: int      # rows that were not on disk yet
 
+# %% ../nbs/09a_metrics.ipynb #cached
 def cached_row(path, extractor: Extractor, folder: Path) -> tuple:   # (row, whether it was computed)
     "The features of a file, from the disk if they are there."
     key = hashlib.sha256("\n".join((extractor.fingerprint, extractor.protocol, file_hash(path))).encode()).hexdigest()

@@ -1,5 +1,4 @@
 "Guards of chapters 00db and 09: ImageBind's eye and ear, their front ends, JavisScore and AVHScore."
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,13 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from notebooks import ROOT
-from safetensors.torch import load_file
 
 from javisdit.core import MediaError
 from javisdit.imagebind import ImageBindText, TextTower
 from javisdit.imagebind_av import (AudioTower, ImageBind, JointEmbedder, VisionTower, at_rate, av_tower, frames_shown, kaldi_mel, load_imagebind, sound_mels, still_pixels,
                                    stretches, video_pixels)
-from javisdit.javisscore import Windows, avh_score, cut, javis_score, plot_score, score_clip
+from javisdit.javisscore import avh_score, cut, javis_score, plot_score, score_clip
 from javisdit.media import Clip
 from javisdit.world import running_clip
 
