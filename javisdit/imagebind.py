@@ -80,9 +80,9 @@ class ClipTokenizer:
 # %% ../nbs/00da_imagebind.ipynb #block
 class Block(nn.Module):
     "A pre-norm transformer block (LayerNorm eps 1e-6, exact GELU) under ImageBind's names."
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, bias_kv=False):   # `bias_kv`: one learned key and value beside those of the tokens (the tower that hears)
         super().__init__()
-        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.attn = nn.MultiheadAttention(width, heads, add_bias_kv=bias_kv, batch_first=True)
         self.norm_1, self.norm_2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
         self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(width, 4 * width), act=nn.GELU(), fc2=nn.Linear(4 * width, width)))
 
@@ -92,12 +92,14 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_2(x))
 
 class Trunk(nn.Module):
-    "Blocks, one after the other."
-    def __init__(self, width, depth, heads):
+    "Blocks, one after the other; `before` them, a layer (the tower that looks)."
+    def __init__(self, width, depth, heads, bias_kv=False, before=None):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.pre_transformer_layer = nn.Sequential(*([before] if before else []))
+        self.blocks = nn.ModuleList(Block(width, heads, bias_kv) for _ in range(depth))
 
     def forward(self, x, mask=None):
+        x = self.pre_transformer_layer(x)
         for block in self.blocks: x = block(x, mask)
         return x
 
