@@ -93,7 +93,8 @@ class ModelConfig:
 class TrainConfig:
     "How stage 3 is trained (paper Tab. A1)."
     steps: int = 16000
-    batch_size: int = 4
+    batch_size: int = 4                   # clips of a step
+    micro: int = 1                        # equal parts in which they are worked through, on all processes together
     lr: float = 1e-4
     warmup: int = 1000                    # steps of linear warm-up
     schedule: str = "constant"            # after warm-up: "constant" or "cosine" (to 3 % of `lr`)

@@ -57,7 +57,8 @@ def velocity_loss(
     generated: Tensor | None = None,  # (b t) bool
 ) -> Tensor:                          # (b,) mean squared error per clip; NaN where every frame is given
     "Mean squared velocity error per clip over generated frames."
-    error = (pred.float() - target.float()).square()
+    exact = torch.promote_types(pred.dtype, torch.float32)      # half precision is not enough to add up errors
+    error = (pred.to(exact) - target.to(exact)).square()
     per_frame = error.transpose(1, 2).flatten(2).mean(2)
     if generated is None: return per_frame.mean(1)
     count = generated.sum(1)
@@ -110,16 +111,18 @@ def sample_latents(
 
 # %% ../nbs/04a_flow.ipynb #log
 def read_log(path) -> list[dict]:
-    "Rows of a training log in order of their steps; of a step that a resumed run repeated, the later row."
+    "Rows of a training log in order of their steps; of a row that a resumed run repeated, the later one."
     rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    return sorted({(r["step"], "valid_video" in r): r for r in rows}.values(), key=lambda r: r["step"])
+    return sorted({(r["step"], *r): r for r in rows}.values(), key=lambda r: r["step"])
 
 def plot_log(path):
-    "Figure with the loss curves of both streams."
+    "Figure with the curves of all losses that were measured on held-out clips too."
     rows = read_log(path)
-    fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
-    for ax, stream in zip(axes, ("video", "audio")):
-        for key, style in ((stream, dict(lw=0.8, alpha=0.6, label="training")), (f"valid_{stream}", dict(marker="o", ms=3, label="held out, averaged weights"))):
+    names = list(dict.fromkeys(k.removeprefix("valid_") for r in rows for k in r if k.startswith("valid_")))
+    if not names: raise ValueError(f"{path} holds no losses of held-out clips yet: wait for the first validation")
+    fig, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 2.8), layout="constrained", squeeze=False)
+    for ax, name in zip(axes[0], names):
+        for key, style in ((name, dict(lw=0.8, alpha=0.6, label="training")), (f"valid_{name}", dict(marker="o", ms=3, label="held out, averaged weights"))):
             ax.plot([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r], **style)
-        ax.set(xlabel="step", title=f"{stream} velocity loss"); ax.legend(frameon=False)
+        ax.set(xlabel="step", title=f"{name} loss"); ax.legend(frameon=False)
     return fig

@@ -14,7 +14,7 @@ from .core import Config, generator, preset as preset_config
 from .data import ClipDataset, Latents, encode_dataset, read_manifest, split
 from .dit import CLOCKS, JavisDiT
 from .encoders import load_text_encoder
-from .learner import channel_moments
+from .learner import source_moments
 from .world import write_world
 
 # %% ../nbs/07_train_joint.ipynb #parameters-class
@@ -76,5 +76,5 @@ def fresh_model(config: Config, seed: int, train: Latents) -> JavisDiT:
     "An untrained transformer: weights from the seed, moments of the linear guess (if it has one) from the training latents."
     dit = JavisDiT(**asdict(config.model)).init_weights("scratch", generator(seed, "weights"))
     if config.model.skip == "linear":
-        dit.video_moments.copy_(channel_moments(train.video)); dit.audio_moments.copy_(channel_moments(train.audio))
+        dit.video_moments.copy_(source_moments(train, "video")); dit.audio_moments.copy_(source_moments(train, "audio"))
     return dit
