@@ -18,7 +18,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 DOCS = Path(__file__).resolve().parents[1] / "_docs"
 DESK, PHONE = 1280, 390   # pixels
-NO_CLIP = {"00da_imagebind", "01_attention", "01a_dit", "01b_checkpoints", "01c_maps", "04_losses", "11_performance"}   # chapters about networks and machines: no clip carries their idea
+NO_CLIP = {"00da_imagebind", "01_attention", "01a_dit", "01b_checkpoints", "01c_maps", "04_losses", "06_train_prior", "11_performance"}   # chapters about networks and machines: no clip carries their idea
 SILENT = {"03_remove.mp4"}   # players that are silent on purpose: the only source of sound was taken out
 FLAGS = """--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync
 --disable-dev-shm-usage --autoplay-policy=no-user-gesture-required""".split() + ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
