@@ -67,7 +67,7 @@ class TrainPrior:
     workers: int = 2                 # processes that break and encode clips
     alike: float | None = None       # weight of the step in which clips edited on both sides alike are right; None: the preset's
     others: float | None = None      # weight of the hinge against clips of other captions; None: the preset's
-    by_moment: bool | None = None    # spatial embedding moment by moment (chapter 02); None: the preset's
+    by_moment: bool = True           # spatial embedding moment by moment (chapter 02), where the preset has it
     terms: str = "disc,l2,va"        # losses beside the token hinge
 
     def __post_init__(self):
@@ -88,7 +88,7 @@ def config(self: TrainPrior) -> Config:
 def sizes(self: TrainPrior) -> PriorConfig:
     "Of the three networks."
     base = prior_config(self.config)
-    return base if self.by_moment is None else replace(base, by_moment=self.by_moment)
+    return replace(base, by_moment=base.by_moment and self.by_moment)
 
 @patch(as_prop=True)
 def folder(self: TrainPrior) -> Path: return Path(self.out_dir or Path.cwd() / "_runs" / f"prior-{self.preset}")
@@ -98,11 +98,11 @@ def extras(self: TrainPrior) -> dict:
     "What is added to the paper's objective, or left out of it."
     ours = self.preset in ("tiny", "small")
     weight = lambda own, preset: preset * ours if own is None else own
-    return dict(alike=weight(self.alike, 1.0), others=weight(self.others, 0.5), terms=[t for t in self.terms.split(",") if t])
+    return dict(alike=weight(self.alike, 2.0), others=weight(self.others, 0.5), terms=[t for t in self.terms.split(",") if t])
 
 # %% ../nbs/06_train_prior.ipynb #stage2
 STAGE2 = dict(
-    tiny=TrainConfig(steps=2600, batch_size=16, lr=3e-3, warmup=100, schedule="cosine", weight_decay=0.01, eps=1e-8, ema=0.99),
+    tiny=TrainConfig(steps=3000, batch_size=16, lr=3e-3, warmup=100, schedule="cosine", weight_decay=0.01, eps=1e-8, ema=0.99),
     small=TrainConfig(steps=30000, batch_size=64, lr=3e-4, warmup=1000, schedule="cosine", weight_decay=0.01, eps=1e-8, ema=0.99),
     paper=TrainConfig(steps=36000, batch_size=16, lr=1e-5, warmup=1000, eps=1e-8, ema=0.0),
     released=TrainConfig(steps=36000, batch_size=16, lr=1e-5, warmup=0, eps=1e-8, ema=0.0))

@@ -22,6 +22,7 @@ from javisdit.learner import train_steps
 from javisdit.train_prior import TrainPrior, encode_pairs, prior_learner, probe_table, prompts, readers, ruler, score, trained_prior
 
 HERE = Path(__file__).resolve().parent
+RECIPE = dict(alike=1.0)
 PAPER = dict(by_moment=False, alike=0.0, others=0.0)
 RUNS = {   # terms of Tab. A6 with the tiny recipe; then the paper's objective, and what the recipe adds to it, one after the other
     "hinge": dict(terms=""), "hinge + disc": dict(terms="disc"), "hinge + disc + va": dict(terms="disc,va"), "hinge + disc + l2": dict(terms="disc,l2"), "all": {},
@@ -63,7 +64,7 @@ def main():
     for seed, name in [(s, n) for s in args.seeds for n in RUNS][first::every]:
         done = folder / f"seed{seed}" / f"{'_'.join(name.split())}.json"
         if not done.exists():
-            start, p = time.time(), TrainPrior(steps=args.steps, seed=seed, block=200, out_dir=str(done.with_suffix("")), **RUNS[name])
+            start, p = time.time(), TrainPrior(steps=args.steps, seed=seed, block=200, out_dir=str(done.with_suffix("")), **RECIPE | RUNS[name])
             learn = prior_learner(p, train, valid)
             learn.remove_cb(ProgressCallback)
             train_steps(learn)
