@@ -98,11 +98,11 @@ def extras(self: TrainPrior) -> dict:
     "What is added to the paper's objective, or left out of it."
     ours = self.preset in ("tiny", "small")
     weight = lambda own, preset: preset * ours if own is None else own
-    return dict(alike=weight(self.alike, 2.0), others=weight(self.others, 0.5), terms=[t for t in self.terms.split(",") if t])
+    return dict(alike=weight(self.alike, 5.0), others=weight(self.others, 0.5), terms=[t for t in self.terms.split(",") if t])
 
 # %% ../nbs/06_train_prior.ipynb #stage2
 STAGE2 = dict(
-    tiny=TrainConfig(steps=3000, batch_size=16, lr=3e-3, warmup=100, schedule="cosine", weight_decay=0.01, eps=1e-8, ema=0.99),
+    tiny=TrainConfig(steps=2200, batch_size=16, lr=3e-3, warmup=100, schedule="cosine", weight_decay=0.01, eps=1e-8, ema=0.99),
     small=TrainConfig(steps=30000, batch_size=64, lr=3e-4, warmup=1000, schedule="cosine", weight_decay=0.01, eps=1e-8, ema=0.99),
     paper=TrainConfig(steps=36000, batch_size=16, lr=1e-5, warmup=1000, eps=1e-8, ema=0.0),
     released=TrainConfig(steps=36000, batch_size=16, lr=1e-5, warmup=0, eps=1e-8, ema=0.0))
