@@ -82,6 +82,8 @@ class AddTrajectory:
     boxes: tuple[tuple[int, int, int, int], ...]        # left, top, width, height a picture
     frames: tuple[np.ndarray, ...] = field(repr=False, compare=False)   # uint8 `(height width 3)`
     masks: tuple[np.ndarray, ...] = field(repr=False, compare=False)    # bool `(height width 3)`, equal for all colours
+    used: tuple[int, ...] = ()                          # pictures of the trajectory
+    index: int | None = None                            # of the trajectory in its pool
 
 def draw_trajectory(
     video: np.ndarray,               # `(t h w c)`
@@ -93,7 +95,8 @@ def draw_trajectory(
     if not lengths.size: raise NotOffered("the pool of trajectories is empty")
     length = int(r.integers(min(t, max(12, t // 10)), t + 1))
     fit = np.flatnonzero(lengths >= min(length, lengths.max()))
-    return place(trajectories[int(r.choice(fit))], length, video.shape[:3], r)
+    index = int(r.choice(fit))
+    return replace(place(trajectories[index], length, video.shape[:3], r), index=index)
 
 def place(source: Trajectory, length: int, shape: tuple[int, int, int], r: np.random.Generator) -> AddTrajectory:
     "Size, place and time of `length` pictures of a trajectory in a clip of this shape `(t h w)`."
@@ -120,7 +123,7 @@ def paste(
     corner = np.rint((boxes[:, :2] - boxes[:, :2].min(0)) * scale).astype(int) + place
     sizes = np.maximum(1, np.rint(boxes[:, 2:] * scale)).astype(int)
     boxes, frames, masks = zip(*(trim(source.frames[i], source.masks[i], *at, *size) for i, at, size in zip(used, corner.tolist(), sizes.tolist())))
-    return AddTrajectory(start, boxes, frames, masks)
+    return AddTrajectory(start, boxes, frames, masks, tuple(used.tolist()))
 
 def trim(frame: np.ndarray, mask: np.ndarray, x: int, y: int, w: int, h: int) -> tuple:
     "Box, crop and mask of what is left of a crop `(h w 3)` at its final size, when empty margins are cut."

@@ -152,13 +152,15 @@ class WorldStems:
 
 class WorldUnpaired(WorldStems):
     "The sources of a clip of the world at other times: what the caption says, without having seen the picture."
-    def get(self, name):
+    def elsewhen(self, name) -> Scene | None:
+        "The scene of a clip, with its sources at other times."
         if not (scene := self.scene(name)): return None
         r, onsets = rng(*scene.key, "unpaired"), sorted({e.onset for e in scene.events})
         groups = [tuple(e.subject for e in scene.events if e.onset == t) for t in onsets]
         times = [float(t) for t in draw_times(r, len(groups), scene.seconds)]
-        other = replace(scene, events=draw_events(r, scene.cast, scene.subjects, groups, times, scene.seconds))
-        return Sound(play(other, self.clip).sum(0), self.clip.sample_rate, name=str(name))
+        return replace(scene, events=draw_events(r, scene.cast, scene.subjects, groups, times, scene.seconds))
+    def get(self, name):
+        if other := self.elsewhen(name): return Sound(play(other, self.clip).sum(0), self.clip.sample_rate, name=str(name))
 
 def world_pools(
     seed: int = 0,                    # which world

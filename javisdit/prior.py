@@ -67,6 +67,7 @@ class PriorConfig:
     va_heads: int = 4                   # of VA-encoder and discriminator
     va_mlp_ratio: float = 4.0
     qk_norm: bool = True                # in the discriminator
+    by_moment: bool = False             # spatial embedding: all places and the sound meet moment by moment (ours; the weights fit either way)
 
     def part(self, *names): return {n: getattr(self, n) for n in names}
     @property
@@ -76,11 +77,11 @@ class PriorConfig:
     @property
     def va_encoder(self):
         "Arguments of `VAEncoder`."
-        sizes = self.part("channels", "tokens", "video_channels", "video_patch", "audio_channels", "audio_patch", "base_size")
+        sizes = self.part("channels", "tokens", "video_channels", "video_patch", "audio_channels", "audio_patch", "base_size", "by_moment")
         return dict(sizes, heads=self.va_heads, mlp_ratio=self.va_mlp_ratio)
 
 # %% ../nbs/02_prior.ipynb #fitting
-OWN = dict(tiny=dict(text="minilm", width=128, depth=(2, 2)), small=dict(text="minilm"))
+OWN = dict(tiny=dict(text="minilm", width=128, depth=(2, 2), by_moment=True), small=dict(text="minilm", by_moment=True))
 
 def prior_config(config: Config) -> PriorConfig:
     "The prior that fits a model: `tiny` and `small` read MiniLM, everything else ImageBind."
@@ -186,10 +187,11 @@ class Fuser(nn.Module):
         to_video, to_audio = attend_both(q, k, vq, vk)                                                # ((b n) l d)
         return video + self.video_out(to_video).view_as(video), audio + self.audio_out(to_audio).view_as(audio)
 
+    def merge(self, e): return e + self.mlp(norm(e))
+
     def forward(self, video, audio):
         video, audio = self.look(video, audio)
-        e = video.mean(2) + audio.mean(2)                                                             # (b n d)
-        return e + self.mlp(norm(e))
+        return self.merge(video.mean(2) + audio.mean(2))                                              # (b n d)
 
 def stretch(x: Tensor, n: int, dim: int) -> Tensor:
     "Axis `dim` of `x` at `n` evenly spaced points, by linear interpolation."
@@ -200,10 +202,10 @@ def stretch(x: Tensor, n: int, dim: int) -> Tensor:
 class VAEncoder(nn.Module):
     "The spatial and the temporal embedding of a clip's two latents (App. C.2.2)."
     def __init__(self, channels=128, tokens=(32, 32), video_channels=4, video_patch=(1, 2, 2), audio_channels=8, audio_patch=(2, 2),
-                 heads=4, mlp_ratio=4.0, base_size=512):
+                 heads=4, mlp_ratio=4.0, base_size=512, by_moment=False):
         super().__init__()
         if channels % 4 or channels % heads: raise ValueError(f"{channels} channels: a multiple of 4 and of {heads} heads is needed")
-        self.ns, self.nt, self.base_size = *tokens, base_size
+        self.ns, self.nt, self.base_size, self.by_moment = *tokens, base_size, by_moment
         self.video_embed = PatchEmbed(video_channels, video_patch, channels)
         self.audio_embed = PatchEmbed(audio_channels, (audio_patch[0], 1, audio_patch[1]), channels)
         self.spatial, self.temporal = (Fuser(channels, heads, mlp_ratio) for _ in range(2))
@@ -222,6 +224,7 @@ class VAEncoder(nn.Module):
 
     def where(self, video, audio):
         "Spatial embedding of tokens: for each place, along time."
+        if self.by_moment: return self.where_by_moment(video, audio)
         return self.spatial(*(stretch(x, self.ns, 2).transpose(1, 2) for x in (video, audio)))
 
     def when(self, video, audio):
@@ -251,6 +254,14 @@ def audio_tokens(self: VAEncoder, audio: Tensor) -> Tensor:
     _latent(audio, self.audio_embed.proj.in_features // torch.Size(self.audio_embed.patch).numel(), "b c t m", "audio")
     x = self.audio_embed(audio.to(self.audio_embed.proj.weight.dtype).unsqueeze(3))
     return x + position_1d(torch.arange(x.shape[2], device=x.device), x.shape[-1]).to(x.dtype)
+
+# %% ../nbs/02_prior.ipynb #moment
+@patch
+def where_by_moment(self: VAEncoder, video: Tensor, audio: Tensor) -> Tensor:
+    "Spatial embedding `(b ns d)` from tokens `(b t s d)`, `(b r m d)`: places and sound meet at each moment, then the mean over time."
+    places, sound = stretch(video, self.ns, 2), stretch(audio, video.shape[1], 1)                     # (b t n d), (b t m d)
+    places, sound = self.spatial.look(places, sound)
+    return self.spatial.merge(places + sound.mean(2, keepdim=True)).mean(1)                           # (b n d)
 
 # %% ../nbs/02_prior.ipynb #pairs
 class Negatives(NamedTuple):
