@@ -21,7 +21,7 @@ STEPS, BLOCK = 20, 10
 
 def config(dtype=torch.float64):
     c = tiny()
-    return replace(c, model=replace(c.model, width=32, depth=2, heads=2), train=replace(c.train, steps=STEPS, batch_size=4, micro=2, lr=5e-3, warmup=2))
+    return replace(c, model=replace(c.model, width=32, depth=2, heads=2), train=replace(c.train, steps=STEPS, batch_size=4, micro=2, lr=2e-2, warmup=2))
 
 
 class Clips:
