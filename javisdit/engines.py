@@ -101,6 +101,7 @@ class ShareCallback(Callback):
     def after_validate(self):
         if getattr(self, "held", None): self.held.__exit__(None, None, None); self.held = None
 
+# %% ../nbs/04ca_engines.ipynb #gather
 class GatherCallback(Callback):
     "FSDP: held-out clips are looked at with whole weights, because processes may have different numbers of them."
     order = 71                                                  # after the averaged weights are swapped in
