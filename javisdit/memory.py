@@ -59,6 +59,8 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = [x.untyped_storage() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        self.known |= {storage._cdata for storage in given}                  # made elsewhere, like the weights: not counted, nor are views of them
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, Tensor): self.add(x.untyped_storage())
