@@ -43,9 +43,9 @@ def block_sizes(model: nn.Module) -> list[tuple[int, int]]:
 # %% ../nbs/04cb_memory.ipynb #live
 class LiveBytes(TorchDispatchMode):
     "Inside the `with`: bytes of tensors made there that are alive (`now`), and the most there were (`peak`)."
-    def __init__(self):
+    def __init__(self, elsewhere=()):      # tensors made before: neither they nor views of them count
         super().__init__()
-        self.now, self.peak, self.known = 0, 0, set()
+        self.now, self.peak, self.known = 0, 0, {x.untyped_storage()._cdata for x in elsewhere}
 
     def add(self, storage):
         key, size = storage._cdata, storage.nbytes()
@@ -59,8 +59,6 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = [x.untyped_storage() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        self.known |= {storage._cdata for storage in given}                  # made elsewhere, like the weights: not counted, nor are views of them
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, Tensor): self.add(x.untyped_storage())
@@ -90,7 +88,8 @@ def step_bytes(
         if checkpointing: denoiser.dit.enable_gradient_checkpointing()
         for p in denoiser.parameters():
             if p.requires_grad: p.grad = torch.zeros_like(p)
-        with LiveBytes() as live:
+        grads = [p.grad for p in denoiser.parameters() if p.requires_grad]
+        with LiveBytes([*denoiser.parameters(), *denoiser.buffers(), *grads]) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16): loss = step_loss(denoiser, config, stage, clips)
             kept = live.now
             loss.backward()
