@@ -101,6 +101,7 @@ class ShareCallback(Callback):
     def after_validate(self):
         if getattr(self, "held", None): self.held.__exit__(None, None, None); self.held = None
 
+# %% ../nbs/04ca_engines.ipynb #gather
 class GatherCallback(Callback):
     "FSDP: held-out clips are looked at with whole weights, because processes may have different numbers of them."
     order = 71                                                  # after the averaged weights are swapped in
@@ -183,24 +184,27 @@ class SharedCheckpoint(CheckpointCallback):
         dcp.save(flat, checkpoint_id=folder / "pieces")
         if self.learn.rank == 0: torch.save(rest, folder / "rest.pt")
 
-    def read(self, folder: Path) -> dict:
-        "Whatever was written, laid out as this learner's model is."
-        load = partial(torch.load, weights_only=True)
-        if (folder / "rest.pt").exists():
-            rest, found = load(folder / "rest.pt"), FileSystemReader(folder / "pieces").read_metadata().state_dict_metadata
-            flat = {n: self.room(n, about) for n, about in found.items()}
-            dcp.load(flat, checkpoint_id=folder / "pieces", no_dist=self.learn.world == 1)
-        else:
-            flat, rest = flatten(super().read(folder))
-            flat = {n: laid_out(x, owner(self.learn, n)) for n, x in flat.items()}
-        if (own := folder / f"random-{self.learn.rank}.pt").exists(): rest["random"] = load(own)
-        if self.learn.rank: rest["callbacks"]["loss_log"] = []                # rank 0 has those of all
-        return unflatten(flat, rest)
+# %% ../nbs/04ca_engines.ipynb #shared-read
+@patch
+def read(self: SharedCheckpoint, folder: Path) -> dict:
+    "Whatever was written, laid out as this learner's model is."
+    load = partial(torch.load, weights_only=True)
+    if (folder / "rest.pt").exists():
+        rest, found = load(folder / "rest.pt"), FileSystemReader(folder / "pieces").read_metadata().state_dict_metadata
+        flat = {n: self.room(n, about) for n, about in found.items()}
+        dcp.load(flat, checkpoint_id=folder / "pieces", no_dist=self.learn.world == 1)
+    else:
+        flat, rest = flatten(CheckpointCallback.read(self, folder))
+        flat = {n: laid_out(x, owner(self.learn, n)) for n, x in flat.items()}
+    if (own := folder / f"random-{self.learn.rank}.pt").exists(): rest["random"] = load(own)
+    if self.learn.rank: rest["callbacks"]["loss_log"] = []                # rank 0 has those of all
+    return unflatten(flat, rest)
 
-    def room(self, name, about) -> Tensor:
-        "An empty tensor for a saved one."
-        like, kind = owner(self.learn, name), dict(dtype=about.properties.dtype)
-        return torch.empty_like(like.detach(), **kind) if like.shape == about.size else torch.empty(about.size, device=like.device, **kind)
+@patch
+def room(self: SharedCheckpoint, name, about) -> Tensor:
+    "An empty tensor for a saved one."
+    like, kind = owner(self.learn, name), dict(dtype=about.properties.dtype)
+    return torch.empty_like(like.detach(), **kind) if like.shape == about.size else torch.empty(about.size, device=like.device, **kind)
 
 # %% ../nbs/04ca_engines.ipynb #shared-save
 @contextmanager
@@ -227,6 +231,7 @@ def pretend(model: nn.Module, state: dict):
     finally:
         for m in modules.values(): del m.state_dict
 
+# %% ../nbs/04ca_engines.ipynb #shared-after
 @patch
 def save(self: SharedCheckpoint, **about):
     "A checkpoint that all processes write; the log rows that only one of them knows go with rank 0."

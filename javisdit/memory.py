@@ -44,9 +44,9 @@ def block_sizes(model: nn.Module) -> list[tuple[int, int]]:
 # %% ../nbs/04cb_memory.ipynb #live
 class LiveBytes(TorchDispatchMode):
     "Inside the `with`: bytes of tensors made there that are alive (`now`), and the most there were (`peak`)."
-    def __init__(self):
+    def __init__(self, elsewhere=()):      # tensors made before: neither they nor views of them count
         super().__init__()
-        self.now, self.peak, self.known = 0, 0, set()
+        self.now, self.peak, self.known = 0, 0, {x.untyped_storage()._cdata for x in elsewhere}
 
     def add(self, storage):
         key, size = storage._cdata, storage.nbytes()
@@ -89,7 +89,8 @@ def step_bytes(
         if checkpointing: denoiser.dit.enable_gradient_checkpointing()
         for p in denoiser.parameters():
             if p.requires_grad: p.grad = torch.zeros_like(p)
-        with LiveBytes() as live:
+        grads = [p.grad for p in denoiser.parameters() if p.requires_grad]
+        with LiveBytes([*denoiser.parameters(), *denoiser.buffers(), *grads]) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16): loss = step_loss(denoiser, config, stage, clips)
             kept = live.now
             loss.backward()

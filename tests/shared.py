@@ -20,9 +20,9 @@ from javisdit.runs import claim_run
 STEPS, BLOCK = 20, 10
 
 
-def config(dtype=torch.float64):
+def config():
     c = tiny()
-    return replace(c, model=replace(c.model, width=32, depth=2, heads=2), train=replace(c.train, steps=STEPS, batch_size=4, micro=2, lr=5e-3, warmup=2))
+    return replace(c, model=replace(c.model, width=32, depth=2, heads=2, skip="none"), train=replace(c.train, steps=STEPS, batch_size=4, micro=2, lr=1e-2, warmup=2))
 
 
 class Clips:
@@ -30,7 +30,7 @@ class Clips:
     def __init__(self, n, seed, dtype):
         c, g = config(), generator("shared", seed)
         draw = lambda *shape: torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
-        near = lambda shape: draw(1, *shape) + 0.3 * draw(n, *shape)
+        near = lambda shape: draw(1, *shape) + 0.1 * draw(n, *shape)
         self.n, self.parts = n, (near(c.video_latent), near(c.audio_latent), draw(n, 6, c.model.text_channels), torch.ones(n, 6, dtype=torch.bool), torch.full((n,), 24.0), torch.full((n,), 32.0), torch.full((n,), 32.0))
     def __len__(self): return self.n
     def batch(self, index): return Batch(*(x[torch.as_tensor(index)] for x in self.parts), torch.as_tensor(index))
