@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STAGE2', 'ALIKE', 'TERMS', 'TrainPrior', 'Staged', 'staged', 'heard_moment', 'late_pictures', 'late_sound', 'behind',
            'still_too', 'faded_too', 'joined', 'seen_too', 'heard_too', 'told', 'alike', 'moved_event', 'Sides',
-           'slots', 'sides', 'PairBatch', 'Pairs', 'encode_part', 'encode_pairs', 'claim_pairs', 'load_pairs', 'Rows',
-           'PairTask', 'PriorStage', 'prior_learner', 'fresh_prior', 'trained_prior', 'shipped_prior', 'Scores',
-           'token_cosine', 'score', 'Interval', 'auroc', 'ruler', 'holds', 'Prompts', 'prompts', 'says_when', 'probe',
-           'belief_of', 'readers', 'spread', 'probe_table']
+           'slots', 'sides', 'PairBatch', 'Pairs', 'encode_part', 'encode_pairs', 'pair_data', 'claim_pairs',
+           'load_pairs', 'Rows', 'PairTask', 'PriorStage', 'prior_learner', 'fresh_prior', 'run', 'trained_prior',
+           'shipped_prior', 'Scores', 'token_cosine', 'score', 'Interval', 'auroc', 'ruler', 'holds', 'Prompts',
+           'prompts', 'says_when', 'probe', 'belief_of', 'readers', 'spread', 'probe_table']
 
 # %% ../nbs/06_train_prior.ipynb #imports
 from concurrent.futures import ProcessPoolExecutor
@@ -41,7 +41,10 @@ from .core import ClipConfig, Config, TrainConfig, generator, preset as preset_c
 from .data import fingerprint
 from .dit import trim_text
 from .encoders import TextStates, load_text_encoder
-from .learner import bootstrap, stage_learner
+from .engines import for_processes, in_turn, share
+from .heldout import bootstrap
+from .launch import Processes
+from .learner import stage_learner, train_steps
 from .losses import KL_WEIGHT, PriorLoss, cosine, prior_loss
 from .media import to_model
 from .pools import Pools, solo, world_pools
@@ -51,7 +54,7 @@ from .world import (GAP, LEAD, ROOM, SIDES, TIMES, Event, Scene, Subject, WorldC
 
 # %% ../nbs/06_train_prior.ipynb #parameters-class
 @dataclass
-class TrainPrior:
+class TrainPrior(Processes):
     "Parameters of stage 2; papermill sets them with `-p name value`."
     preset: str = "tiny"             # tiny, small, paper, released
     steps: int | None = None         # None: the preset's
@@ -71,6 +74,7 @@ class TrainPrior:
     terms: str = "disc,l2,va"        # losses beside the token hinge
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("steps", "clips", "valid", "negatives", "batch_size", "block", "lr"):
             if (value := getattr(self, name)) is not None and value <= 0: raise ValueError(f"parameter {name} = {value}: a positive number is needed")
         if unknown := set(filter(None, self.terms.split(","))) - {"disc", "l2", "va"}: raise ValueError(f"parameter terms = {self.terms}: {', '.join(sorted(unknown))} is not one of disc, l2, va")
@@ -341,6 +345,11 @@ def encode_pairs(
             list(tqdm(pool.map(one, *zip(*missing)), total=len(missing), desc=f"broken clips, {split}"))
     return load_pairs([folder / f"part-{i:06d}.safetensors" for i, _ in jobs], config)
 
+def pair_data(p: TrainPrior) -> list:
+    "Broken and encoded clips to learn from, and held out."
+    source, seed = (p.folder / "pairs", p.seed) if p.data is None else (Path(p.data), 0)
+    return [encode_pairs(source, n, p.config, split, p.negatives, seed, p.workers) for n, split in ((p.clips, "train"), (p.valid, "valid"))]
+
 # %% ../nbs/06_train_prior.ipynb #load-pairs
 def claim_pairs(folder: Path, config: Config, n: int, seed: int, part: int):
     "Note what the parts in `folder` depend on; `ValueError` if they were made from something else."
@@ -441,7 +450,7 @@ TERMS = (*(f"{b}_{t}" for b in ("spatial", "temporal") for t in ("token", "disc"
 # %% ../nbs/06_train_prior.ipynb #learner
 def prior_learner(p: TrainPrior, train, valid, cbs: tuple = ()):
     "A learner for stage 2 (chapter 04b), resuming what `p.folder` holds."
-    config, extras = p.config, p.extras
+    config, extras = for_processes(p.config), p.extras
     stage = PriorStage(fresh_prior(p.sizes, p.seed), **extras)
     def export(folder):
         stage.parts.estimator.save_pretrained(folder.with_name("prior"))                        # what stage 3 loads
@@ -454,6 +463,13 @@ def fresh_prior(sizes: PriorConfig, seed: int) -> PriorModel:
     parts = PriorModel(sizes)
     for name, module in parts.named_children(): draw_weights(module, generator(seed, "weights", name))
     return parts
+
+def run(p: TrainPrior) -> dict:
+    "Stage 2, in this process, together with whatever others there are (chapter 04c)."
+    with in_turn(): train, held_out = pair_data(p)
+    learn = prior_learner(p, train, held_out, share(p.engine))
+    train_steps(learn)
+    return dict(steps=learn.step, processes=learn.world, learning=sum(x.numel() for x in learn.bare.parameters() if x.requires_grad))
 
 # %% ../nbs/06_train_prior.ipynb #load
 def trained_prior(path, sizes: PriorConfig) -> PriorModel:
