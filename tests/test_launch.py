@@ -12,7 +12,7 @@ import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from javisdit.launch import RankError, command, javisdit_train, launch, processes, run_stage
+from javisdit.launch import Processes, RankError, command, javisdit_train, launch, processes, run_stage
 
 SLEEPS = "import subprocess, sys, time\nprint('rank 0 is here', flush=True)\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\ntime.sleep(600)"
 KERNEL = """
@@ -69,7 +69,7 @@ def test_an_interrupt_stops_all_and_is_raised(kernel):
 
 def test_a_timeout_stops_all(tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(TimeoutError, match="not done after 1 s"): launch(SLEEPS, 2, folder=folder, timeout=1)
+    with pytest.raises(TimeoutError, match="not done after 12 s"): launch(SLEEPS, 2, folder=folder, timeout=12)
     wait_until(lambda: not family(folder), 10, f"still there: {family(folder)}")
 
 
@@ -92,7 +92,7 @@ def test_impossible_wishes():
     with pytest.raises(ValueError, match="host:port"): command(1, nnodes=2)
     with pytest.raises(ValueError, match="cannot be imported"): launch(lambda: None, 1)
     with pytest.raises(TypeError, match="net is a Linear"): launch("pass", 1, dict(net=torch.nn.Linear(1, 1)))
-    with pytest.raises(ValueError, match="choose one of"): run_stage("dessert", None)
+    with pytest.raises(ValueError, match="choose one of"): run_stage("dessert", Processes())
     with pytest.raises(SystemExit, match="choose one of"): javisdit_train(["dessert"])
 
 
