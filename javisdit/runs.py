@@ -54,7 +54,7 @@ def sync(path: Path):
 
 def write_atomic(path: Path, text: str):
     "Write a text file that is the old one or the new one at any moment, never half of one."
-    part = Path(path).with_name(f".{Path(path).name}.part")
+    part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.part")       # of this process alone
     part.write_text(text); sync(part)
     part.replace(path)
 
