@@ -381,6 +381,12 @@ class MediaSource:
         self.report, self.bad, self.waiting = SkipReport(len(self.places), limit=limit), set(), {}
         self.pool = ThreadPoolExecutor(workers)
     def __len__(self): return len(self.places)
+    @property
+    def rows(self): return [self.encoder.dataset.rows[i] for i in self.places]
+    @property
+    def captions(self): return [r.text if self.encoder.dataset.pictures else r.sound_text for r in self.rows]
+    @property
+    def ids(self): return [r.id for r in self.rows]
     def __repr__(self): return f"MediaSource({len(self)} clips of {self.encoder.dataset})"
     def _key(self, key):
         "What the encoder takes: keys count places."
