@@ -52,7 +52,7 @@ def check(runs):
         assert own and all(torch.equal(x, state[n]) for n, x in own.items()), f"stage 3 changed what stage {part} had trained"
     for n, x in state.items(): fresh += stage_of(n) == 3 and n.endswith("out.weight") and bool(x.any())
     assert fresh, "no part that joins the streams has learned anything"
-    for run, name, flags in (("audio", "a.wav", ["--audio-only"]), ("joint", "c.mp4", [])):
+    for run, name, flags in (("audio", "a.wav", ["--audio_only"]), ("joint", "c.mp4", [])):
         command("javisdit_generate", "a red ball bounces twice", "--model", runs[run], "--steps", 2, "--out", runs[run] / name, *flags)
     assert read_clip(runs["joint"] / "c.mp4").audio is not None and (runs["audio"] / "a.wav").stat().st_size > 1000
 
