@@ -128,6 +128,7 @@ def draw_prior(self: JavisDiTPipeline, prompts: list[str], text: TextStates, see
     if self.prior is None or how == "none": return None, None
     return self.prior(prompts, text, [generator(s, "prior") for s in seeds], sample=how == "sample")
 
+# %% ../nbs/08_sampler.ipynb #prepare
 class Walk(NamedTuple):
     "What a batch of clips needs before its first step."
     cond: object      # `Conditions`
@@ -149,6 +150,7 @@ def own_streams(self: JavisDiTPipeline, video: Tensor, audio: Tensor) -> tuple:
     c = self.settings.model
     return (video if "video" in self.streams else video[:, :, :1, :1, :1]), (audio if "audio" in self.streams else audio[:, :, :c.audio_patch[0], :c.audio_patch[1]])
 
+# %% ../nbs/08_sampler.ipynb #denoise
 def ticking(bar, on_step=None):
     "A callback that moves a progress bar, then calls `on_step`."
     def tick(i, t, x):
