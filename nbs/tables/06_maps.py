@@ -2,7 +2,7 @@
 
 Trains stage 3 from scratch with the prior that ships (chapter 07, `-p prior`), then asks for its attention to prior tokens on
 clips of the test split, halfway to noise: with the prior of the clip's own caption, and of another clip's. Writes 06_maps.json
-here and ../media/06a_space.png and 06a_time.png. What is there is kept: a stopped training goes on. About fifteen minutes on one core.
+here and ../media/06a_space.png. What is there is kept: a stopped training goes on. About fifteen minutes on one core.
 """
 import argparse
 import json
@@ -19,7 +19,7 @@ from javisdit.core import generator
 from javisdit.dit import clip_facts
 from javisdit.encoders import load_text_encoder
 from javisdit.heldout import bootstrap
-from javisdit.maps import plot_prior_maps, prior_curves, prior_maps
+from javisdit.maps import plot_prior_maps, prior_maps
 from javisdit.media import to_model
 from javisdit.models import read_model
 from javisdit.sampler import JavisDiTPipeline, evaluate, test_scenes
@@ -87,9 +87,8 @@ def main():
     (HERE / "06_maps.json").write_text(json.dumps(result, indent=1) + "\n")
     run, level = running_clip(), max(result["contrast"], key=lambda k: result["contrast"][k]["own"][0])
     maps = looks(trained, [run, scenes[0]], codecs, encoder, level)
-    for kind in ("space", "time"): plot_prior_maps(maps, run.clip, kind=kind).savefig(HERE.parent / "media" / f"06a_{kind}.png", dpi=80)
-    curves = prior_curves(maps)
-    print(result["contrast"], {k: result[k] for k in ("sample", "mean", "none")}, [c.shape for c in curves], sep="\n")
+    plot_prior_maps(maps, run.clip).savefig(HERE.parent / "media" / "06a_space.png", dpi=80)
+    print(result["contrast"], {k: result[k] for k in ("sample", "mean", "none")}, sep="\n")
 
 
 if __name__ == "__main__": main()
