@@ -114,8 +114,8 @@ def draw_weights(
 class PriorEstimator(ModelMixin, ConfigMixin):
     "Caption states -> spatio-temporal prior (Sec. 3.2); its arguments are fields of `PriorConfig`."
     @register_to_config
-    def __init__(self, text="imagebind", text_channels=1024, tokens=(32, 32), channels=128, width=512, heads=4, depth=(4, 4), mlp_ratio=4.0,
-                 decoder_activation="relu", sampling=True, onset=False):
+    def __init__(self, text_channels=1024, tokens=(32, 32), channels=128, width=512, heads=4, depth=(4, 4), mlp_ratio=4.0,
+                 decoder_activation="relu", sampling=True, onset=False, text="imagebind"):
         super().__init__()
         if decoder_activation not in ACTIVATIONS: raise ValueError(f"decoder_activation {decoder_activation!r} does not exist: choose {', '.join(ACTIVATIONS)}")
         layer = dict(d_model=width, nhead=heads, dim_feedforward=int(width * mlp_ratio), dropout=0.0, batch_first=True, norm_first=True)

@@ -213,7 +213,7 @@ def audioclip(fixture):
 
 def check_verification(ours, theirs):
     "A line a number of each case."
-    return [(f"case {i} {k}", abs(a[k] - b[k]), 1e-9) for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) for k in a if isinstance(b.get(k), float)]
+    return [(f"case {i} {k}", abs(a[k] - b[k]), 1e-9) for i, (a, b) in enumerate(zip(ours, theirs["cases"] if isinstance(theirs, dict) else theirs, strict=True)) for k in a if isinstance(b.get(k), float)]
 
 
 @family(r"eval_metric_verification.*", check=check_verification)
