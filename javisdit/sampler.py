@@ -80,7 +80,7 @@ class JavisDiTPipeline(DiffusionPipeline):
     def device(self): return self.transformer.device
     def to(self, device):
         "Move all parts to `device`."
-        for part in filter(None, self.components.values()): part.to(device)
+        for part in filter(None, (self.transformer, self.video_codec, self.audio_codec, self.text_encoder, self.prior)): part.to(device)
         return self
 
     @classmethod
