@@ -296,11 +296,12 @@ def stage_parser(stage: str) -> argparse.ArgumentParser:
     "The parameters of a stage as options."
     cls, _ = load_stage(stage)
     parser = argparse.ArgumentParser(prog=f"javisdit_train {stage}", description=cls.__doc__, allow_abbrev=False)
+    said = {n: x["docment"] for base in reversed(cls.__mro__[:-1]) for n, x in docments(base, full=True).items() if x["docment"]}   # a base says what its own fields are
     for name, told in docments(cls, full=True).items():
         if name in ("return", "self"): continue
-        kind, text = told["anno"], f"{told['docment'] or name} (default: {told['default']})".replace("%", "%%")
+        kind, text = told["anno"], f"{said.get(name, name)} (default: {told['default']})".replace("%", "%%")
         how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=parse_as(kind))
-        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, default=told["default"], help=text, **how)
+        parser.add_argument(*{f"--{name}": 0, f"--{name.replace('_', '-')}": 0}, dest=name, default=told["default"], help=text, **how)
     return parser
 
 def javisdit_train(argv: list[str] | None = None):

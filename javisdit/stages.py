@@ -43,13 +43,13 @@ class StageParameters(Processes):
     "What a stage of the transformer can be told."
     preset: str = "tiny"             # tiny, small, paper, released
     data: str | None = None          # a manifest, the folder that holds manifest.csv, or a cache (chapter 03c); None: the world of chapter 00b
-    steps: int | None = None         # None: the preset's
-    seed: int = 0
+    steps: int | None = None         # of the optimiser; None: the preset's
+    seed: int = 0                    # of weights, order and noise
     out_dir: str | None = None       # log, checkpoints, latents; None: _runs/STAGE-PRESET where the run was started
     clips: int = 2400                # training clips of the world, if `data` is None
     valid: int | None = None         # clips held out; None: 192 of the world, a tenth of your own
-    batch_size: int | None = None    # None: the preset's
-    lr: float | None = None          # None: the preset's
+    batch_size: int | None = None    # clips of a step; None: the preset's
+    lr: float | None = None          # learning rate; None: the preset's
     block: int = 250                 # steps between validations and checkpoints
     workers: int = 2                 # processes that write and read clips
     encode_once: bool = True         # keep the latents of every clip; False: encode clips as they are read, each time
