@@ -44,7 +44,8 @@ def wait_until(condition, seconds, what):
 def kernel(tmp_path):
     "A process that launches two sleeping ranks, when they sleep."
     folder = (tmp_path / "run").resolve()
-    run = subprocess.Popen([sys.executable, "-c", KERNEL.format(cell=SLEEPS, folder=str(folder), timeout=None)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run = subprocess.Popen([sys.executable, "-c", KERNEL.format(cell=SLEEPS, folder=str(folder), timeout=None)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))     # a job in the background is born deaf to interrupts
     assert run.stdout.readline() == "rank 0 is here\n"                        # shown while the ranks run
     wait_until(lambda: len(family(folder)) >= 5, 60, "two ranks with a child each and their launcher")
     yield run, folder
