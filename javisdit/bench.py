@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GEOMETRIES', 'H100', 'COMMANDS', 'bench_config', 'linear', 'product', 'stream_flops', 'bi_flops', 'rest_flops',
            'step_flops', 'random_model', 'random_inputs', 'attend_repeated', 'repeated_prior', 'measure', 'alternate',
-           'matmul_rate', 'StepReport', 'bench_step', 'clips_eaten', 'moving_clip', 'NoiseEncoder', 'work',
-           'DataReport', 'bench_data', 'step', 'data', 'javisdit_bench']
+           'matmul_rate', 'place', 'StepReport', 'bench_step', 'bench_train', 'clips_eaten', 'moving_clip',
+           'NoiseEncoder', 'work', 'DataReport', 'bench_data', 'step', 'train', 'data', 'javisdit_bench']
 
 # %% ../nbs/11_performance.ipynb #imports
 import argparse
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from .attention import PriorCrossAttention, attend
 from .cache import Encoder, Entry, Reading, write_cache
+from .checkpoints import freeze
 from .core import Config, generator, preset, rng
 from .data import ClipDataset, ClipItem, Row, Skipped, filled
 from .dit import JavisDiT
@@ -177,6 +178,10 @@ def matmul_rate(width: int, tokens: int, dtype=torch.float32, device="cpu") -> f
     (seconds, _), = alternate({"": lambda: x @ w.T}, device=device).values()
     return linear(tokens, width, 4 * width) / seconds
 
+def place(device) -> str:
+    "What is measured on, in words."
+    return torch.cuda.get_device_name() if torch.device(device).type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
 @dataclass(frozen=True)
 class StepReport:
     "What was predicted of a step, and what was read."
@@ -217,10 +222,40 @@ def bench_step(
     if emulate_reference: steps["repeated"], flops["repeated"] = partial(step, repeated_prior), sum(step_flops(config, rows, share=rows, repeated=True).values())
     rate = matmul_rate(m.width, min(8192, rows * config.video_tokens[0] * config.video_tokens[1]), dtype, device)
     seen, (t, s), (r, a) = alternate(steps, repeats, device), config.video_tokens, config.audio_tokens
-    place = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
     title = (f"{config.name}: {m.layout} layout, width {m.width}, depth {m.depth}; {config.clip.width} x {config.clip.height}, {config.clip.seconds:.3f} s: "
-             f"{t} x {s} video and {r} x {a} audio tokens; {'guidance' if guidance else 'no guidance'}; {str(dtype).removeprefix('torch.')} on {place}")
+             f"{t} x {s} video and {r} x {a} audio tokens; {'guidance' if guidance else 'no guidance'}; {str(dtype).removeprefix('torch.')} on {place(device)}")
     return StepReport(title, rate, flops, {k: v[0] for k, v in seen.items()}, {k: v[1] for k, v in seen.items()})
+
+# %% ../nbs/11_performance.ipynb #bench-train
+def bench_train(
+    config: Config,
+    stage: int | None = 3,       # None: all weights learn
+    clips: int = 1,              # of a step
+    checkpointing: bool = True,  # keep the input of each block only
+    device: str = "cuda",
+    repeats: int = 5,            # turns that count
+) -> StepReport:
+    "Predict and measure one training step (bfloat16 arithmetic, float32 weights, AdamW) of a model with random weights."
+    from javisdit.learner import Denoiser, velocity_terms      # only this needs what training needs
+    m, dit = config.model, random_model(config, device=device).train()
+    if stage is not None: freeze(dit, stage)
+    if checkpointing: dit.enable_gradient_checkpointing()
+    denoiser, learn = Denoiser(dit, config), [p for p in dit.parameters() if p.requires_grad]
+    opt, g = torch.optim.AdamW(learn, lr=1e-4, fused=True), generator("bench", "train", device=device)
+    draw = lambda *shape: torch.randn(clips, *shape, generator=g, device=device)
+    x = dict(video=draw(*config.video_latent), audio=draw(*config.audio_latent))
+    text, mask = draw(m.text_tokens, m.text_channels), torch.ones(clips, m.text_tokens, dtype=torch.bool, device=device)
+    prior = tuple(draw(n, m.prior_channels) for n in m.prior_tokens)
+    def step():
+        with torch.autocast(torch.device(device).type, torch.bfloat16): out = denoiser(*x.values(), torch.full((clips,), 0.5, device=device), text, mask, None, prior)
+        sum(velocity_terms(out, {s: (y, None) for s, y in x.items()}).values()).backward()
+        nn.utils.clip_grad_norm_(learn, config.train.clip)
+        opt.step(); opt.zero_grad()
+    share = sum(p.numel() for p in learn) / sum(p.numel() for p in dit.parameters())
+    rate = matmul_rate(m.width, min(8192, clips * math.prod(config.video_tokens)), torch.bfloat16, device)
+    (seconds, memory), = alternate({"train": step}, repeats, device).values()
+    title = f"{config.name}: {clips} clip{'s' * (clips > 1)} of {config.clip.width} x {config.clip.height}, {config.clip.seconds:.3f} s, {share:.0%} of the weights learn, checkpointing {'on' if checkpointing else 'off'}; on {place(device)}"
+    return StepReport(title, rate, {"train": clips * (2 + share) * sum(step_flops(config, rows=1).values())}, {"train": seconds}, {"train": memory})
 
 # %% ../nbs/11_performance.ipynb #eaten
 H100 = 989e12   # FLOP/s of an H100 in bfloat16, as its maker states it
@@ -323,6 +358,22 @@ def step(
     print(report := bench_step(config, types[dtype], device, not no_guidance, emulate_reference, repeats))
     if out is not None: out.write_text(json.dumps(asdict(report), indent=1) + "\n")
 
+def train(
+    preset: str = "paper",            # released, paper, small or tiny
+    stage: str = "3",                 # 3 (both branches frozen), or all
+    clips: int = 1,                   # of a step
+    geometry: str = "240p",           # size of the clip: 144p, 240p (4.25 s), 480p or 720p (2.125 s); "preset" for the preset's own
+    no_checkpointing: bool = False,   # keep all activations
+    device: str = "cuda",             # cpu, or cuda
+    repeats: int = 5,                 # turns; the median is shown
+    out: Path = None,                 # file for the numbers, as JSON
+):
+    "Predict and measure one training step of the transformer with random weights."
+    if stage not in ("3", "all"): raise ValueError(f"stage {stage!r} does not exist: choose 3 or all")
+    config = bench_config(preset, geometry=None if geometry == "preset" else geometry)
+    print(report := bench_train(config, None if stage == "all" else 3, clips, not no_checkpointing, device, repeats))
+    if out is not None: out.write_text(json.dumps(asdict(report), indent=1) + "\n")
+
 def data(
     preset: str = "released",         # released, paper, small or tiny
     geometry: str = "240p",           # size of the clip: 144p, 240p (4.25 s), 480p or 720p (2.125 s); "preset" for the preset's own
@@ -338,7 +389,7 @@ def data(
     with tempfile.TemporaryDirectory() as folder: print(report := bench_data(config, Path(folder), () if media is None else (media,), seconds, batches, gpus, mfu))
     if out is not None: out.write_text(json.dumps(asdict(report), indent=1) + "\n")
 
-COMMANDS = {"step": step, "data": data}
+COMMANDS = {"step": step, "train": train, "data": data}
 
 # %% ../nbs/11_performance.ipynb #command-main
 def javisdit_bench(argv: list[str] | None = None):
