@@ -157,7 +157,7 @@ def test_the_command_in_two_processes_and_killed(folder, tmp_path):
 def test_the_command_starts_processes(folder, tmp_path):
     done = command(tmp_path, folder / "manifest.csv", tmp_path / "cache", "--shard", 2, "--processes", 2)
     out = "".join(done.communicate())
-    assert done.returncode == 0 and "CachedLatents(6 clips in 4 shards" in out, out
+    assert done.returncode == 0 and "CachedLatents(6 clips in 3 shards" in out, out
 
 
 # ---- what it refuses, and what it takes in
