@@ -561,10 +561,13 @@ def step_loss(denoiser: Denoiser, config: Config, streams: tuple, clips: int, pr
 
 def training_flops(config: Config, stage: int | None) -> int:
     "FLOP of a training step for one clip of the config's size, forward and backward, counted from shapes. Recomputed activations do not count."
-    with torch.device("meta"): dit = JavisDiT(**asdict(config.model))
-    streams, denoiser = for_stage(dit, stage), Denoiser(dit, config)
-    with torch.device("meta"), FlopCounterMode(display=False) as counted: step_loss(denoiser, config, streams, 1, stage == 3).backward()
-    return counted.get_total_flops()
+    def at(depth):
+        with torch.device("meta"): dit = JavisDiT(**asdict(replace(config.model, depth=depth)))
+        streams, denoiser = for_stage(dit, stage), Denoiser(dit, config)
+        with torch.device("meta"), FlopCounterMode(display=False) as counted: step_loss(denoiser, config, streams, 1, stage == 3).backward()
+        return counted.get_total_flops()
+    two, three = at(2), at(3)
+    return two + (config.model.depth - 2) * (three - two)                # each level adds the same
 
 # %% ../nbs/04b_learner.ipynb #flow-learner
 MASKS = dict(none=lambda: None, paper=paper_mix, reference=reference_mix)   # which frames are given while both streams learn
