@@ -439,9 +439,10 @@ class LossOnDevice(AvgSmoothLoss):
         self.count += 1
         self.val = torch.lerp(learn.loss.detach(), self.val.to(learn.loss), self.beta)
 
-def recorder() -> Recorder:
+def recorder(log: LossLogCallback, loss: NamedLoss) -> Recorder:
+    "fastai's recorder with losses that wait neither for the device nor for other processes."
     cb = Recorder()
-    cb.smooth_loss = LossOnDevice()
+    cb.smooth_loss, cb.loss = LossOnDevice(), ValueMetric(lambda: loss.total(log.valid), "loss")
     return cb
 
 class StatusCallback(ProgressCallback):
@@ -534,11 +535,11 @@ def stage_learner(
     cfg = config.train
     loader = StepLoader(train, sampler or StepSampler(len(train), cfg.batch_size, seed, cfg.micro), cfg.steps, block)
     adamw = partial(OptimWrapper, opt=torch.optim.AdamW, eps=cfg.eps, weight_decay=cfg.weight_decay, fused=True)
-    log, checkpoint = LossLogCallback(out_dir, terms, logs=logs), CheckpointCallback(out_dir, export, keep, config_to_dict(config))
+    loss, log, checkpoint = NamedLoss(loss), LossLogCallback(out_dir, terms, logs=logs), CheckpointCallback(out_dir, export, keep, config_to_dict(config))
     own = [StepsCallback(seed), task, PrecisionCallback(cfg.precision), ScheduleCallback(cfg), AccumulateCallback(), GuardCallback(cfg.clip, cfg.on_nan), EMACallback(cfg.ema), log, checkpoint]
-    learn = Learner(DataLoaders(loader, EvalLoader(valid, cfg.batch_size // cfg.micro), device=default_device()), model, NamedLoss(loss), opt_func=adamw, lr=cfg.lr,
+    learn = Learner(DataLoaders(loader, EvalLoader(valid, cfg.batch_size // cfg.micro), device=default_device()), model, loss, opt_func=adamw, lr=cfg.lr,
                     metrics=[ValueMetric(partial(lambda n: log.valid[n], name), name) for name in terms], path=Path(out_dir), default_cbs=False,
-                    cbs=[TrainEvalCallback(), recorder(), status or StatusCallback(), *own, *cbs])
+                    cbs=[TrainEvalCallback(), recorder(log, loss), status or StatusCallback(), *own, *cbs])
     learn.create_opt(); checkpoint.resume()
     return learn
 
