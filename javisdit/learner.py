@@ -496,6 +496,7 @@ def flow_learner(
     stage: int | None = None,    # 0 video, 1 audio, 3 what joins them; None: all weights
     seed: int = 0,
     prior: CaptionPrior | None = None,   # trained by stage 2 and frozen here; None: the null prior
+    about: dict | None = None,           # other settings that make it this run
     **options,                   # of `stage_learner`
 ) -> Learner:
     "A learner for rectified flow of both streams, or of one."
@@ -506,4 +507,4 @@ def flow_learner(
     streams = (part,) if part else ("video", "audio")
     export = lambda folder: save_model(dit, config, folder, part or "joint", prior)
     task = FlowCallback(config, seed, streams, None if part else MASKS[config.train.masks](), prior)
-    return stage_learner(Denoiser(dit, config), task, velocity_terms, streams, config, train, valid, out_dir, export, seed=seed, about=dict(stage=stage), **options)
+    return stage_learner(Denoiser(dit, config), task, velocity_terms, streams, config, train, valid, out_dir, export, seed=seed, about=dict(stage=stage) | (about or {}), **options)

@@ -72,7 +72,7 @@ def test_a_cache_on_two_processes(tmp_path):
 def test_raw_once_and_cache_are_the_same_clips(tmp_path):
     write_world(tmp_path / "world", 12, clip=tiny().clip, workers=1)
     command("javisdit_cache", tmp_path / "world", tmp_path / "cache")
-    each = [stage_data(StageParameters(data=str(tmp_path / d), valid=4, out_dir=str(tmp_path / "run"), encode_once=once)) for d, once in (("world", True), ("world", False), ("cache", True))]
+    each = [stage_data(StageParameters(data=str(tmp_path / d), valid=4, out_dir=str(tmp_path / f"{d} {once}"), encode_once=once)) for d, once in (("world", True), ("world", False), ("cache", True))]
     for part in (0, 1):
         once, raw, cached = (list(x[part].captions) for x in each)
         assert once == raw == cached
