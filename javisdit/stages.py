@@ -21,7 +21,7 @@ from .core import Config, MediaError, generator, preset as preset_config
 from .data import ClipDataset, Row, read_manifest, split
 from .dit import JavisDiT
 from .engines import for_processes, in_turn, share
-from .heldout import heldout_losses, heldout_table, source_moments
+from .heldout import heldout_losses, heldout_table, moments
 from .launch import Processes
 from .learner import flow_learner, train_steps
 from .models import read_model
@@ -139,7 +139,7 @@ def fresh_model(config: Config, seed: int, train, init: str = "scratch") -> Javi
     "An untrained transformer for this training source."
     dit = JavisDiT(**asdict(config.model)).init_weights(init, generator(seed, "weights"))
     if config.model.skip == "linear":
-        dit.video_moments.copy_(source_moments(train, "video")); dit.audio_moments.copy_(source_moments(train, "audio"))
+        for stream, known in moments(train).items(): getattr(dit, f"{stream}_moments").copy_(known)
     return dit
 
 # %% ../nbs/04cc_stages.ipynb #train
