@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .augment import WAYS, make_negatives
-from .buckets import ByBucket, Buckets, audio_buckets, joint_buckets
+from .buckets import Buckets, ByBucket, read_buckets
 from .codecs import load_codecs
 from .core import Config, MediaError, preset as preset_config, rng
 from .data import Batch, ClipDataset, ClipItem, Latents, Row, Skipped, SkipReport, filled, fingerprint, in_order, read_manifest
@@ -320,14 +320,15 @@ def write_together(
     make,                    # `make()` gives the encoder, here and in each process: a function that can be pickled
     folder,
     processes: int = 2,      # at most; fewer for a few clips, because starting one costs as much as some hundred of them
+    keys: list | None = None,    # which clips at which shapes; None: every row at the data set's own
     shard: int = 256,        # clips of a shard
     progress: bool = True,
     **options,               # of `write_cache`
 ) -> "CachedLatents":
     "A cache written by processes of this machine, or what is missing of it."
-    encoder, folder, options = make(), Path(folder), dict(options, shard=shard)
+    encoder, folder, options = make(), Path(folder), dict(options, shard=shard, keys=keys)
     claim(folder, encoder.about)
-    missing = [p for p in plan(encoder, list(range(len(encoder.dataset))), shard) if not settled(folder / p.name)]
+    missing = [p for p in plan(encoder, list(range(len(encoder.dataset))) if keys is None else keys, shard) if not settled(folder / p.name)]
     if (n := min(processes, len(missing) // 2)) > 1: in_processes(n, partial(_part_of, make=make, folder=folder, progress=progress, options=options))
     return write_cache(encoder, folder, progress=progress, **options)
 
@@ -512,14 +513,12 @@ def folder_pools(folder) -> Pools:
 
 def bucket_keys(
     rows: list[Row],
-    table: str | Path,       # "audio" or "joint" (the stages' own), or a JSON file {resolution: {frames: [chance, batch]}}
+    table: Buckets,          # of chapter 03b
     fps: float = 24.0,
     seed: int = 0,
 ) -> tuple[list, dict]:      # keys in the order of the rows, and rows that no bucket takes, by reason
     "The rows of a manifest at the sizes of their buckets (chapter 03b), as drawn for the first epoch."
-    own = dict(audio=audio_buckets, joint=joint_buckets)
-    config = None if table in own else {r: {int(t): v for t, v in lengths.items()} for r, lengths in json.loads(Path(table).read_text()).items()}
-    grouped = ByBucket(own[table]() if config is None else Buckets(config), fps)(rows, seed, 0)
+    grouped = ByBucket(table, fps)(rows, seed, 0)
     return sorted(tuple(k) for g in grouped.groups for k in g.keys), grouped.unused
 
 def _work(rank, world, manifest, out, preset, start, seed, negatives, pools, pictures, buckets, device, **options):
@@ -529,7 +528,7 @@ def _work(rank, world, manifest, out, preset, start, seed, negatives, pools, pic
     manifest = Path(manifest)
     rows = read_manifest(manifest / "manifest.csv" if manifest.is_dir() else manifest)
     encoder = Encoder(ClipDataset(rows, config.clip, start, seed, pictures=pictures), config, None, negatives, pools, device)
-    keys, unused = (None, {}) if buckets is None else bucket_keys(rows, buckets, config.clip.fps, seed)
+    keys, unused = (None, {}) if buckets is None else bucket_keys(rows, read_buckets(buckets), config.clip.fps, seed)
     if unused and rank == 0: print(f"not in any bucket: {', '.join(f'{len(n)} rows {why}' for why, n in unused.items())}")
     return write_cache(encoder, out, keys, rank=rank, world=world, progress=rank == 0, **options) is not None
 

@@ -20,7 +20,7 @@ from test_data import PARTS, VideoBlocks, Words, moving
 import javisdit.cache as cache_module
 import javisdit.data as data_module
 from javisdit.augment import WAYS
-from javisdit.buckets import BucketSampler, Buckets, ByBucket, ByShape
+from javisdit.buckets import BucketSampler, Buckets, ByBucket, ByShape, read_buckets
 from javisdit.cache import CachedLatents, Encoder, MediaSource, bucket_keys, javisdit_cache, open_source, unused, write_cache, write_together
 from javisdit.core import MediaError, rng, tiny
 from javisdit.data import ClipDataset, Latents, fingerprint, read_manifest
@@ -82,7 +82,7 @@ def test_buckets(folder, tmp_path):
     "Clips are kept at the sizes of their buckets, and batches of equal shapes are made of both sources."
     rows = read_manifest(folder / "manifest.csv")
     (tmp_path / "table.json").write_text(json.dumps({"32x32": {"72": [1.0, 1]}, "16x24": {"48": [1.0, 2]}}))
-    keys, unused = bucket_keys(rows, tmp_path / "table.json")
+    keys, unused = bucket_keys(rows, read_buckets(tmp_path / "table.json"))
     assert keys == [(0, 48, 16, 24), (1, 48, 16, 24), (2, 72, 32, 32), (3, 48, 16, 24), (4, 72, 32, 32), (5, 48, 16, 24)] and unused == {"unreadable": [6]}
     made = encoder(folder)
     kept, raw = write_cache(made, tmp_path / "cache", keys, progress=False), MediaSource(made)
