@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'SIZES', 'TIMES', 'REASONS', 'aspects', 'area', 'Bucket', 'Length', 'entry', 'Buckets', 'first_draws',
-           'audio_buckets', 'joint_buckets', 'Sample', 'Group', 'Grouped', 'shape_of', 'reason', 'ByBucket', 'ByShape',
-           'cut', 'shuffled', 'BucketSampler', 'EpochReport', 'reference_order']
+           'audio_buckets', 'joint_buckets', 'read_buckets', 'Sample', 'Group', 'Grouped', 'shape_of', 'reason',
+           'ByBucket', 'ByShape', 'cut', 'shuffled', 'BucketSampler', 'EpochReport', 'reference_order']
 
 # %% ../nbs/03b_buckets.ipynb #imports
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -199,6 +201,14 @@ def joint_buckets(**options) -> Buckets:
         "480p": {51: (0.2, 2), 102: ((0.2, 0.5), 1)},
         "720p": {51: (0.03, 1)}, "1024": {51: (0.03, 1)}}, **options)
 
+def read_buckets(name, **options) -> Buckets:
+    "The table called `audio` or `joint`, or that of a JSON file, {resolution: {frames: [chance, batch]}}."
+    own = dict(audio=audio_buckets, joint=joint_buckets)
+    if name in own: return own[name](**options)
+    try: config = {r: {int(t): v for t, v in lengths.items()} for r, lengths in json.loads(Path(name).read_text()).items()}
+    except (OSError, ValueError, AttributeError) as e: raise ValueError(f"buckets {name}: {e}: choose {' or '.join(own)}, or a JSON file like {{\"240p\": {{\"51\": [1.0, 8]}}}}") from e
+    return Buckets(config, **options)
+
 # %% ../nbs/03b_buckets.ipynb #groups
 class Sample(NamedTuple):
     "Which row is read, and how."
@@ -253,13 +263,21 @@ class ByBucket:
 @dataclass(frozen=True)
 class ByShape:
     "Clips are grouped by their shapes as they are; keys are places."
-    batch: int      # clips in a batch
+    batch: int | dict      # clips in a batch, of every shape or of each
 
     def __call__(self, shapes: list[tuple], seed: int, epoch: int) -> Grouped:
         "Places of equal shapes, in order."
         groups = {}
         for i, shape in enumerate(shapes): groups.setdefault(tuple(shape), []).append(i)
-        return Grouped([Group(shape, self.batch, keys) for shape, keys in groups.items()], {})
+        size = self.batch if isinstance(self.batch, dict) else dict.fromkeys(groups, self.batch)
+        if unknown := sorted(set(groups) - set(size)): raise ValueError(f"clips of {' x '.join(map(str, unknown[0]))} are in no bucket: encode them with the same table")
+        return Grouped([Group(shape, size[shape], keys) for shape, keys in groups.items()], {})
+
+@patch
+def batches(self: Buckets, multiple: int = 8) -> dict[tuple, int]:
+    "How many clips of each shape (frames, height, width) are a batch; sides are cropped to a multiple."
+    found = [((b.frames, *(side // multiple * multiple for side in size)), b.batch) for *_, sizes, lengths in self.levels for b in lengths for size in sizes.values()]
+    return {shape: min(n for s, n in found if s == shape) for shape in dict(found)}
 
 # %% ../nbs/03b_buckets.ipynb #order
 def cut(group: Group, order: list[int], fill: bool) -> list[list]:
@@ -320,11 +338,11 @@ class EpochReport:
         "Shapes that have clips, but no batch."
         return [shape for shape, _, _, batches in self.buckets if not batches]
     def __str__(self):
-        lost = "".join(f"\n  {n} {why}: {REASONS[why]}" for why, n in self.unused.items() if n)
-        empty = "".join(f"\n  {' '.join(map(str, shape))} has {clips}, a batch needs {batch}" for shape, clips, batch, batches in self.buckets if not batches)
-        empty = "".join(line + "\n" for line in empty.split("\n")[:9])[:-1] + ("\n  …" if len(self.empty) > 8 else "")
-        head = f"epoch {self.epoch} uses {self.total - sum(self.unused.values())} of {self.total} clips{lost}"
-        return head + (f"\n{len(self.empty)} of {len(self.buckets)} buckets fill no batch:{empty}" if empty else "")
+        lines = [f"epoch {self.epoch} uses {self.total - sum(self.unused.values())} of {self.total} clips"]
+        lines += [f"  {n} {why}: {REASONS[why]}" for why, n in self.unused.items() if n]
+        lacking = [f"  {' '.join(map(str, shape))} has {clips}, a batch needs {batch}" for shape, clips, batch, batches in self.buckets if not batches]
+        if lacking: lines += [f"{len(lacking)} of {len(self.buckets)} buckets fill no batch:", *lacking[:8], *["  …"] * (len(lacking) > 8)]
+        return "\n".join(lines)
     def _repr_markdown_(self):
         lines = "".join(f"\n| {' '.join(map(str, shape))} | {clips} | {batches} x {batch} | {max(0, clips - batches * batch)} |" for shape, clips, batch, batches in self.buckets)
         return f"| bucket | clips | batches | left over |\n|---|---:|---:|---:|{lines}"

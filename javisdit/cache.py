@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'PREPROCESSING', 'Reading', 'Entry', 'Encoder', 'whole', 'save_shard', 'Shard', 'row_mark', 'Part', 'plan',
-           'config_about', 'differences', 'claim', 'Kept', 'write_part', 'write_cache', 'write_index', 'PairBatch',
-           'stacked', 'CachedLatents', 'unused', 'MediaSource', 'open_source', 'folder_pools', 'bucket_keys',
-           'javisdit_cache']
+           'config_about', 'differences', 'claim', 'Kept', 'settled', 'write_part', 'write_cache', 'write_index',
+           'in_processes', 'write_together', 'PairBatch', 'stacked', 'CachedLatents', 'unused', 'MediaSource',
+           'open_source', 'folder_pools', 'bucket_keys', 'javisdit_cache']
 
 # %% ../nbs/03c_cache.ipynb #imports
 import hashlib
@@ -19,7 +19,7 @@ import uuid
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .augment import WAYS, make_negatives
-from .buckets import ByBucket, Buckets, audio_buckets, joint_buckets
+from .buckets import Buckets, ByBucket, read_buckets
 from .codecs import load_codecs
 from .core import Config, MediaError, preset as preset_config, rng
 from .data import Batch, ClipDataset, ClipItem, Latents, Row, Skipped, SkipReport, filled, fingerprint, in_order, read_manifest
@@ -240,12 +240,16 @@ class Kept:
     def __init__(self, folder: Path):
         self.folder, index = folder, json.loads((folder / "index.json").read_text()) if (folder / "index.json").exists() else dict(shards=[], skipped=[])
         self.where = {m: (s["name"], i) for s in index["shards"] for i, m in enumerate(s["marks"])}
-        self.skipped = {s.pop("mark"): Skipped(**s) for s in index["skipped"]}
+        self.skipped = {s["mark"]: _skipped(s) for s in index["skipped"] if not s.get("again")}
         self.shard = lru_cache(4)(lambda name: Shard(folder / name))
     def get(self, mark: str) -> Entry | Skipped | None:
         if mark in self.skipped: return self.skipped[mark]
         name, i = self.where.get(mark, (None, None))
         return self.shard(name)[i] if name and (self.folder / name).exists() else None
+
+def settled(path: Path) -> bool:
+    "Whether a shard is there, and nothing that it lacks is worth another try."
+    return path.exists() and not any(s.get("again") for s in Shard(path).note["skipped"])
 
 def write_part(folder: Path, part: Part, encoder: Encoder, kept: Kept, workers: int = 2):
     "Write one shard, with what is kept of it."
@@ -284,12 +288,12 @@ def write_cache(
     report = SkipReport(sum(len(p.keys) for p in mine), limit=limit)
     with tqdm(total=report.total, desc=f"cache {rank + 1}/{world}", unit="clip", disable=not progress) as bar:
         for part in mine:
-            if not (folder / part.name).exists(): write_part(folder, part, encoder, kept, workers)
+            if not settled(folder / part.name): write_part(folder, part, encoder, kept, workers)
             for s in Shard(folder / part.name).note["skipped"]: report.add(_skipped(s))
             bar.update(len(part.keys))
     return CachedLatents(folder) if write_index(folder, encoder, keys, parts) else None
 
-def _skipped(s): return Skipped(s["index"], s["id"], s["reason"])
+def _skipped(s): return Skipped(s["index"], s["id"], s["reason"], s.get("again", False))
 
 def write_index(folder: Path, encoder: Encoder, keys: list, parts: list[Part]) -> bool:
     "Write the index of a cache if all its shards are there; whether they are."
@@ -302,6 +306,31 @@ def write_index(folder: Path, encoder: Encoder, keys: list, parts: list[Part]) -
     with whole(folder / "index.json") as tmp: tmp.write_text(json.dumps(dict(tokens=encoder.text.tokens, total=len(keys), shards=shards, skipped=skipped)))
     for left in folder.glob("shard-*.tmp"): left.unlink()        # by processes that were killed
     return True
+
+# %% ../nbs/03c_cache.ipynb #together
+def in_processes(n: int, work) -> list:
+    "`work(rank, n)` in `n` processes of this machine, each on one thread."
+    if n == 1: return [work(0, 1)]
+    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool: return list(pool.map(work, range(n), [n] * n))
+
+def _part_of(rank, world, make, folder, progress, options):
+    write_cache(make(), folder, rank=rank, world=world, progress=progress and rank == 0, **options)
+
+def write_together(
+    make,                    # `make()` gives the encoder, here and in each process: a function that can be pickled
+    folder,
+    processes: int = 2,      # at most; fewer for a few clips, because starting one costs as much as some hundred of them
+    keys: list | None = None,    # which clips at which shapes; None: every row at the data set's own
+    shard: int = 256,        # clips of a shard
+    progress: bool = True,
+    **options,               # of `write_cache`
+) -> "CachedLatents":
+    "A cache written by processes of this machine, or what is missing of it."
+    encoder, folder, options = make(), Path(folder), dict(options, shard=shard, keys=keys)
+    claim(folder, encoder.about)
+    missing = [p for p in plan(encoder, list(range(len(encoder.dataset))) if keys is None else keys, shard) if not settled(folder / p.name)]
+    if (n := min(processes, len(missing) // 2)) > 1: in_processes(n, partial(_part_of, make=make, folder=folder, progress=progress, options=options))
+    return write_cache(encoder, folder, progress=progress, **options)
 
 # %% ../nbs/03c_cache.ipynb #batches
 @dataclass(frozen=True, eq=False)
@@ -346,8 +375,11 @@ class CachedLatents:
     def ids(self): return [w[2] for w in self.where]
     @property
     def shapes(self): return [w[3] for w in self.where]          # pictures, height, width of each
-    @property
-    def captions(self): return [self.entry(i).text for i in range(len(self))]
+    @cached_property
+    def captions(self):
+        "Of each clip, from the notes of the shards."
+        said = {name: [e["text"] for e in self.shard(name).note["entries"]] for name in dict.fromkeys(w[0] for w in self.where)}
+        return [said[name][i] for name, i, *_ in self.where]
     def expect(self, keys): "Nothing to do: what will be asked for lies ready."
     def entry(self, key: int) -> Entry: return self.shard(self.where[key][0])[self.where[key][1]]
     def batch(self, keys) -> Batch:
@@ -358,9 +390,12 @@ class CachedLatents:
         "The data set of these clips only."
         return CachedLatents(self.folder, self.keep, [self.places[k] for k in keys])
     def load(self) -> Latents:
-        "All of it in memory, for a small cache of one shape."
-        b = self.batch(range(len(self)))
-        return Latents(b.video.half(), b.audio.half(), b.text.half(), b.text_mask, self.captions, self.ids, b.fps, self.shapes[0][1:], self.report)
+        "All of it in memory, for a cache of one shape that fits there."
+        if len(set(self.shapes)) > 1: raise ValueError(f"{self.folder} holds clips of {len(set(self.shapes))} shapes: train from it as it is, without loading it")
+        batches = (self.batch(range(i, min(i + 256, len(self)))) for i in range(0, len(self), 256))
+        kept = [(b.video.half(), b.audio.half(), b.text.half(), b.text_mask, b.fps) for b in batches]        # in half precision, as in the shards
+        video, audio, text, mask, fps = map(torch.cat, zip(*kept))
+        return Latents(video, audio, text, mask, self.captions, self.ids, fps, self.shapes[0][1:], self.report)
 
 # %% ../nbs/03c_cache.ipynb #unused
 def unused(folder) -> list[Path]:
@@ -393,8 +428,10 @@ class MediaSource:
         return self.places[int(key)] if not isinstance(key, tuple) else (self.places[key[0]], *key[1:])
     def expect(self, keys):
         "Start reading clips that will be asked for."
-        for key in map(self._key, keys):
-            if key not in self.waiting: self.waiting[key] = self.pool.submit(self.encoder.read, key)
+        for key in keys:
+            for _, key in self.stand_ins(key):
+                if key not in self.waiting: self.waiting[key] = self.pool.submit(self.encoder.read, key)
+                break
     def batch(self, keys) -> Batch:
         "These clips, in float32; keys are places, or places with pictures, height and width. The next usable clip stands in for a bad one."
         self.expect(keys)
@@ -406,17 +443,24 @@ class MediaSource:
 
 # %% ../nbs/03c_cache.ipynb #media-methods
 @patch
+def stand_ins(self: MediaSource, key):
+    "Place and encoder's key of `key`, then of the places after it in the same shape; without those that are known to be bad."
+    first, *shape = key if isinstance(key, tuple) else (int(key),)
+    for place in (*range(first, len(self)), *range(first)):
+        key = self._key((place, *shape) if shape else place)
+        if key not in self.bad: yield place, key
+
+@patch
 def _usable(self: MediaSource, key) -> tuple[int, Reading]:
     "The clip of a key, or the next one that can be read, and its place."
-    first, *shape = key if isinstance(key, tuple) else (int(key),)
-    for i in range(len(self)):
-        place = (first + i) % len(self)
-        if place in self.bad: continue
-        key = self._key((place, *shape) if shape else place)
+    asked = key
+    for i, (place, key) in enumerate(self.stand_ins(asked)):
         job = self.waiting.pop(key, None)
         got = self.encoder.read(key) if job is None else job.result()
         if isinstance(got, Reading): return place, got
-        self.bad.add(place); self.report.add(got)
+        if i and isinstance(asked, tuple): continue                                          # too short to stand in, perhaps, but not bad
+        if not got.again: self.bad.add(key)                                                  # or else it is asked again, next time
+        if got.id not in {s.id for s in self.report.skipped}: self.report.add(got)
     raise MediaError("the data", f"not one of {len(self)} clips can be used. {self.report}", "repair the files or the manifest")
 
 @patch
@@ -469,14 +513,12 @@ def folder_pools(folder) -> Pools:
 
 def bucket_keys(
     rows: list[Row],
-    table: str | Path,       # "audio" or "joint" (the stages' own), or a JSON file {resolution: {frames: [chance, batch]}}
+    table: Buckets,          # of chapter 03b
     fps: float = 24.0,
     seed: int = 0,
 ) -> tuple[list, dict]:      # keys in the order of the rows, and rows that no bucket takes, by reason
     "The rows of a manifest at the sizes of their buckets (chapter 03b), as drawn for the first epoch."
-    own = dict(audio=audio_buckets, joint=joint_buckets)
-    config = None if table in own else {r: {int(t): v for t, v in lengths.items()} for r, lengths in json.loads(Path(table).read_text()).items()}
-    grouped = ByBucket(own[table]() if config is None else Buckets(config), fps)(rows, seed, 0)
+    grouped = ByBucket(table, fps)(rows, seed, 0)
     return sorted(tuple(k) for g in grouped.groups for k in g.keys), grouped.unused
 
 def _work(rank, world, manifest, out, preset, start, seed, negatives, pools, pictures, buckets, device, **options):
@@ -486,14 +528,9 @@ def _work(rank, world, manifest, out, preset, start, seed, negatives, pools, pic
     manifest = Path(manifest)
     rows = read_manifest(manifest / "manifest.csv" if manifest.is_dir() else manifest)
     encoder = Encoder(ClipDataset(rows, config.clip, start, seed, pictures=pictures), config, None, negatives, pools, device)
-    keys, unused = (None, {}) if buckets is None else bucket_keys(rows, buckets, config.clip.fps, seed)
+    keys, unused = (None, {}) if buckets is None else bucket_keys(rows, read_buckets(buckets), config.clip.fps, seed)
     if unused and rank == 0: print(f"not in any bucket: {', '.join(f'{len(n)} rows {why}' for why, n in unused.items())}")
     return write_cache(encoder, out, keys, rank=rank, world=world, progress=rank == 0, **options) is not None
-
-def _processes(n, work):
-    "`work(rank, n)` in `n` processes of this machine."
-    if n == 1: return [work(0, 1)]
-    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn")) as pool: return list(pool.map(work, range(n), [n] * n))
 
 # %% ../nbs/03c_cache.ipynb #command-main
 @call_parse
@@ -523,7 +560,7 @@ def javisdit_cache(
     if processes > 1 and world > 1: raise SystemExit("javisdit_cache: --processes is for one machine alone: use it or --rank and --world")
     work = partial(_work, manifest=manifest, out=out, preset=preset, start=start, seed=seed, negatives=negatives, pools=pools, pictures=not sound_alone, buckets=buckets,
                    device=f"cuda:{local}" if device == "cuda" else device, shard=shard, tar=tar, workers=workers, limit=limit)
-    try: done = any(_processes(processes, work) if world == 1 else [work(rank, world)])
+    try: done = any(in_processes(processes, work) if world == 1 else [work(rank, world)])
     except ValueError as e: raise SystemExit(f"javisdit_cache: {e}") from None
     if not done: return print(f"{out}: process {rank} of {world} is done, others are not: the last one writes the index")
     print(f"{CachedLatents(out)}\n{CachedLatents(out).report}")

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'NUMBERS', 'NO_VIDEO', 'VIDEO_ENDINGS', 'STARTS', 'TRANSIENT', 'Row', 'read_manifest', 'filled',
            'caption_beside', 'write_manifest', 'make_manifest', 'Skipped', 'SkipReport', 'ClipItem', 'ClipDataset',
            'cropped', 'read_sample', 'transient', 'Batch', 'collate', 'Latents', 'loader', 'split', 'fingerprint',
-           'cache_key', 'save_latents', 'load_latents', 'in_order', 'encode_dataset']
+           'in_order', 'encode_dataset']
 
 # %% ../nbs/03a_data.ipynb #imports
 import csv
@@ -18,15 +18,13 @@ import os
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from fastcore.basics import patch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -173,6 +171,7 @@ class Skipped:
     index: int
     id: str
     reason: str
+    again: bool = False    # whether it was not the file that failed, so that it is worth another try
 
 @dataclass
 class SkipReport:
@@ -268,7 +267,7 @@ def at(self: ClipDataset, index: int, frames: int, height: int, width: int) -> C
     for wait in (*self.retry, None):
         try: return ClipItem(index, self.read(row, frames, height, width), row.text if self.pictures else row.sound_text)
         except MediaError as e:
-            if wait is None or not transient(e): return Skipped(index, row.id, str(e))
+            if wait is None or not transient(e): return Skipped(index, row.id, str(e), transient(e))
             time.sleep(wait)
 
 TRANSIENT = {getattr(errno, name) for name in "EAGAIN EBUSY ECONNABORTED ECONNREFUSED ECONNRESET EHOSTUNREACH EINTR EIO EMFILE ENETDOWN ENETUNREACH ENFILE ESTALE ETIMEDOUT".split()}
@@ -322,6 +321,7 @@ class Latents(Dataset):
         return Batch(self.video[i].float(), self.audio[i].float(), self.text[i].float(), self.text_mask[i], self.fps[i], side(self.size[0]), side(self.size[1]), i)
     def __getitem__(self, i: int) -> Batch: return self.batch(i)
     def __getitems__(self, index: list[int]) -> Batch: return self.batch(index)   # what a DataLoader asks for, if it can
+    def expect(self, index): "Nothing to do: all clips are here. (Sources that must read are told what comes next.)"
     def select(self, index: list[int]) -> "Latents":
         "The data set of these clips only."
         tensors = {k: getattr(self, k)[index] for k in ("video", "audio", "text", "text_mask", "fps")}
@@ -362,36 +362,6 @@ def fingerprint(part) -> str:
         elif isinstance(x, torch.nn.Module): h.update(f"{name}={fingerprint(x)}".encode())
     return h.hexdigest()
 
-def cache_key(dataset: ClipDataset, *parts) -> str:
-    "Hash of everything that latents depend on."
-    stat = lambda p: (p.name, s.st_size, s.st_mtime_ns) if p and (s := p.stat() if p.exists() else None) else None
-    rows = [(r.id, r.text, r.sound_text, stat(r.path), stat(r.audio_path)) for r in dataset.rows]
-    about = (2, rows, asdict(dataset.clip), dataset.size, dataset.pictures, dataset.start, dataset.seed, dataset.epoch, [fingerprint(p) for p in parts])
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
-
-# %% ../nbs/03a_data.ipynb #cache
-def save_latents(latents: Latents, path, key: str):
-    "Write latents with their key; the file appears whole or not at all."
-    about = dict(captions=latents.captions, ids=latents.ids, size=latents.size, report=asdict(latents.report))
-    tensors = {k: getattr(latents, k).contiguous() for k in ("video", "audio", "text", "text_mask", "fps")}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, tmp := path.with_name(path.name + ".tmp"), metadata=dict(key=key, about=json.dumps(about)))
-    os.replace(tmp, path)
-
-def load_latents(path, key: str) -> Latents | None:
-    "Latents that were saved under this key; None, with a message, if the file holds others."
-    try:
-        with safe_open(path, "pt") as f:
-            meta = f.metadata() or {}
-            if meta.get("key") != key: raise ValueError("made from other clips, settings or weights")
-            tensors, about = {k: f.get_tensor(k) for k in f.keys()}, json.loads(meta["about"])
-    except Exception as e:
-        print(f"{path} is not used ({e}): encoding again")
-        return None
-    report = SkipReport(**about["report"] | dict(skipped=[Skipped(**s) for s in about["report"]["skipped"]]))
-    return Latents(**tensors, captions=about["captions"], ids=about["ids"], size=tuple(about["size"]), report=report)
-
 # %% ../nbs/03a_data.ipynb #encode
 def in_order(f, n: int, workers: int = 2, ahead: int = 32):
     "f(0), f(1), …, f(n - 1), computed by `workers` threads at most `ahead` items early (0: by none)."
@@ -430,7 +400,6 @@ def encode_dataset(
     video_codec,                # encode: (b 3 t h w) -> (b c t h w); not used for sound alone, whose `video` is (n, 0)
     audio_codec,                # encode: (b n) -> (b c t m)
     text_encoder,               # captions -> TextStates
-    cache_dir=None,             # folder of `latents.safetensors`; None: nothing is kept
     workers: int = 2,           # threads that read; 0: none. The result is the same
     batch_size: int = 32,       # clips that are encoded together
     limit: float = 0.5,         # larger shares of unusable clips raise `MediaError`
@@ -438,18 +407,11 @@ def encode_dataset(
     progress: bool = True,      # whether a bar is shown
 ) -> Latents:
     "Read and encode every clip and its caption once; unusable clips are skipped and reported."
-    path = None if cache_dir is None else Path(cache_dir) / "latents.safetensors"
-    key = cache_key(dataset, video_codec, audio_codec, text_encoder) if path else None
-    if path and path.exists() and (cached := load_latents(path, key)):
-        if cached.report.skipped: print(cached.report)
-        return cached
     report = SkipReport(len(dataset), limit=limit)
     places, video, audio = _encode_clips(dataset, video_codec, audio_codec, report, workers, batch_size, device, progress)
     rows = [dataset.rows[i] for i in places]
     captions = [r.text if dataset.pictures else r.sound_text for r in rows]
     text = [text_encoder(captions[i:i + 512]) for i in tqdm(range(0, len(rows), 512), desc="captions", disable=not progress)]
     states, mask = (torch.cat([x.cpu() for x in parts]) for parts in zip(*text))
-    latents = Latents(video, audio, states.half(), mask, captions, [r.id for r in rows], torch.full((len(rows),), dataset.clip.fps), dataset.size, report)
     if report.skipped: print(report)
-    if path: save_latents(latents, path, key)
-    return latents
+    return Latents(video, audio, states.half(), mask, captions, [r.id for r in rows], torch.full((len(rows),), dataset.clip.fps), dataset.size, report)

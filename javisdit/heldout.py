@@ -24,8 +24,10 @@ def moments(
 ) -> dict[str, Tensor]:    # stream -> (2, c) mean and variance of its channels
     "What the linear guess knows about the latents of a source."
     sums = {s: torch.zeros(3, 1, dtype=torch.float64) for s in streams}
-    for part in torch.arange(min(limit, len(source))).split(64):
-        batch = source.batch(part.tolist())
+    shapes, alike = getattr(source, "shapes", [()] * len(source)), {}
+    for i in range(min(limit, len(source))): alike.setdefault(shapes[i], []).append(i)             # a batch has one shape
+    for keys in (keys[i:i + 64] for keys in alike.values() for i in range(0, len(keys), 64)):
+        batch = source.batch(keys)
         for s in streams:
             x = getattr(batch, s).double().transpose(0, 1).flatten(1)
             sums[s] = sums[s] + torch.stack((torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)))

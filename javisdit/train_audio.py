@@ -12,7 +12,6 @@ from typing import ClassVar
 from .checkpoints import copy_to_audio, load_branch
 from .core import Config
 from .dit import JavisDiT
-from .models import model_folder
 from .stages import StageParameters, branch_path, fresh_model, train_stage
 
 # %% ../nbs/05_train_audio.ipynb #parameters-class
@@ -21,6 +20,7 @@ class TrainAudio(StageParameters):
     "Parameters of stage 1; papermill sets them with `-p name value`."
     video: str | None = None         # a run of stage 0, or a video checkpoint; None: the sound stream starts from random weights
     stage: ClassVar[str] = "audio"
+    learns: ClassVar[int] = 1
     starts: ClassVar[tuple] = ("video",)
 
 # %% ../nbs/05_train_audio.ipynb #run-def
@@ -34,4 +34,4 @@ def begin_audio(config: Config, train, p: TrainAudio) -> JavisDiT:
 
 def run(p: TrainAudio) -> dict:
     "Stage 1, in this process."
-    return train_stage(p, lambda config, train: begin_audio(config, train, p), stage=1)
+    return train_stage(p, lambda config, train: begin_audio(config, train, p))

@@ -16,8 +16,9 @@ from .stages import StageParameters, fresh_model, train_stage
 class TrainVideo(StageParameters):
     "Parameters of stage 0; papermill sets them with `-p name value`."
     stage: ClassVar[str] = "video"
+    learns: ClassVar[int] = 0
 
 # %% ../nbs/04d_train_video.ipynb #run-def
 def run(p: TrainVideo) -> dict:
     "Stage 0, in this process."
-    return train_stage(p, lambda config, train: fresh_model(config, p.seed, train), stage=0)
+    return train_stage(p, lambda config, train: fresh_model(config, p.seed, train))

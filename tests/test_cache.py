@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from test_data import PARTS, VideoBlocks, Words, moving
 import javisdit.cache as cache_module
 import javisdit.data as data_module
 from javisdit.augment import WAYS
-from javisdit.buckets import BucketSampler, Buckets, ByBucket, ByShape
-from javisdit.cache import CachedLatents, Encoder, MediaSource, bucket_keys, javisdit_cache, open_source, unused, write_cache
+from javisdit.buckets import BucketSampler, Buckets, ByBucket, ByShape, read_buckets
+from javisdit.cache import CachedLatents, Encoder, MediaSource, bucket_keys, javisdit_cache, open_source, unused, write_cache, write_together
 from javisdit.core import MediaError, rng, tiny
 from javisdit.data import ClipDataset, Latents, fingerprint, read_manifest
 from javisdit.dit import JavisDiT
@@ -81,7 +82,7 @@ def test_buckets(folder, tmp_path):
     "Clips are kept at the sizes of their buckets, and batches of equal shapes are made of both sources."
     rows = read_manifest(folder / "manifest.csv")
     (tmp_path / "table.json").write_text(json.dumps({"32x32": {"72": [1.0, 1]}, "16x24": {"48": [1.0, 2]}}))
-    keys, unused = bucket_keys(rows, tmp_path / "table.json")
+    keys, unused = bucket_keys(rows, read_buckets(tmp_path / "table.json"))
     assert keys == [(0, 48, 16, 24), (1, 48, 16, 24), (2, 72, 32, 32), (3, 48, 16, 24), (4, 72, 32, 32), (5, 48, 16, 24)] and unused == {"unreadable": [6]}
     made = encoder(folder)
     kept, raw = write_cache(made, tmp_path / "cache", keys, progress=False), MediaSource(made)
@@ -131,6 +132,24 @@ def command(folder, *args, **env):
     "The command as its script of the same name starts it."
     (script := folder / "command.py").write_text("from javisdit.cache import javisdit_cache\nif __name__ == '__main__': javisdit_cache()\n")
     return subprocess.Popen([sys.executable, script, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | env)
+
+
+def test_processes_are_started_for_what_is_missing(folder, tmp_path, monkeypatch):
+    make = partial(encoder, folder)
+    one, started = write_cache(make(), tmp_path / "one", shard=1, progress=False), []
+    monkeypatch.setattr(cache_module, "in_processes", lambda n, work: started.append(n) or [work(rank, n) for rank in range(n)])
+    assert equal(write_together(make, tmp_path / "two", 2, shard=1, progress=False).batch(range(6)), one.batch(range(6)))
+    write_together(make, tmp_path / "two", 2, shard=1, progress=False)          # all is there
+    write_together(make, tmp_path / "three", 2, shard=4, progress=False)        # too little to share
+    assert started == [2]
+    with pytest.raises(ValueError, match="is a cache of something else"): write_together(partial(encoder, folder, seed=1), tmp_path / "two", progress=False)
+
+
+def test_captions_are_read_once(folder, tmp_path, monkeypatch):
+    kept, reads = write_cache(encoder(folder), tmp_path, shard=2, progress=False), []
+    monkeypatch.setattr(cache_module.Shard, "__getitem__", lambda self, i: reads.append(i))
+    assert kept.captions == [f"clip number {i}" for i in range(6)] and kept.captions is kept.captions and not reads
+    assert kept.select([4, 1]).captions == ["clip number 4", "clip number 1"]
 
 
 def test_the_command_in_two_processes_and_killed(folder, tmp_path):
@@ -233,6 +252,28 @@ def test_a_disk_that_fails_for_a_moment_is_asked_again(folder, monkeypatch):
         else:
             with pytest.raises(MediaError, match="not one of 1 clips"): source.batch([0])
         assert len(failures) == times
+
+
+def test_a_file_that_could_not_be_reached_is_tried_again_later(folder, tmp_path, monkeypatch):
+    "In the next batch that wants it, and in the next run of a cache; a file that is bad is read once."
+    rows, reads, gone = read_manifest(folder / "manifest.csv")[4:], [], {"4"}
+    real = ClipDataset.read
+    def shaky(self, row, *shape):
+        reads.append(row.id)
+        if row.id in gone: raise MediaError(row.path, "cannot be used", "x") from OSError(errno.ESTALE, "the server is away")
+        return real(self, row, *shape)
+    monkeypatch.setattr(ClipDataset, "read", shaky)
+    made = Encoder(ClipDataset(rows, CONFIG.clip, retry=()), CONFIG, PARTS)
+    source = MediaSource(made, limit=1.0)
+    assert source.batch([0]).index.tolist() == [1] == source.batch([0]).index.tolist() and [s.id for s in source.report.skipped] == ["4"]
+    assert reads.count("4") == 2
+    source.batch([2]); source.expect([2, 2]); source.batch([2])                 # 6 is damaged
+    assert reads.count("6") == 1 and not source.waiting
+    write = lambda: write_cache(Encoder(ClipDataset(rows, CONFIG.clip, retry=()), CONFIG, PARTS), tmp_path, shard=3, limit=1.0, progress=False)
+    assert write().ids == ["5"]
+    gone.clear(); reads.clear()
+    assert write().ids == ["4", "5"] and reads == ["4"]                         # nothing else was read again
+    assert [s.id for s in write().report.skipped] == ["6"] and source.batch([0]).index.tolist() == [0]
 
 
 def test_too_many_bad_files_stop_the_run(folder, tmp_path):

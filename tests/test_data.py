@@ -254,31 +254,6 @@ def test_a_broken_codec_is_not_a_bad_file(folder):
         encode_dataset(ClipDataset(read_manifest(folder / "manifest.csv"), tiny().clip), Broken(), *PARTS[1:], progress=False)
 
 
-def test_cache(folder, tmp_path, monkeypatch, capsys):
-    rows = read_manifest(folder / "manifest.csv")
-    encode = lambda rows=rows, parts=PARTS, **kw: encode_dataset(ClipDataset(rows, tiny().clip, **kw), *parts, cache_dir=tmp_path, progress=False)
-    first, reads = encode(), []
-    read = ClipDataset.read
-    monkeypatch.setattr(ClipDataset, "read", lambda self, row, *a: reads.append(row.id) or read(self, row, *a))
-    capsys.readouterr()
-    second = encode()
-    assert not reads and "4 of 10 clips were skipped" in capsys.readouterr().out              # said again, read not again
-    assert all(torch.equal(getattr(first, k), getattr(second, k)) for k in ("video", "audio", "text", "text_mask", "fps"))
-    assert (second.ids, second.captions, second.size, second.report) == (first.ids, first.captions, first.size, first.report)
-    changes = [dict(seed=1), dict(start="first"), dict(epoch=2), dict(rows=rows[:8]), dict(rows=[replace(rows[0], text="other"), *rows[1:]]),
-               dict(parts=(VideoBlocks(2.0), *PARTS[1:]))]
-    for change in changes:
-        reads.clear()
-        encode(**change)
-        assert reads and "encoding again" in capsys.readouterr().out, change
-    (tmp_path / "latents.safetensors").write_bytes(b"cut short")
-    assert torch.equal(encode().video, first.video) and "encoding again" in capsys.readouterr().out
-    os.utime(rows[0].path, (1, 1))                                                            # a file that was written anew
-    encode()
-    assert "encoding again" in capsys.readouterr().out
-    assert not list(tmp_path.glob("*.tmp"))
-
-
 def test_fingerprints_see_weights_and_settings():
     words = Words()
     words.tokens = 4

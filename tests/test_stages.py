@@ -1,18 +1,21 @@
 "The four stages one after the other, headless: each takes what the one before wrote, and a clip comes out at the end."
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fastai.callback.core import Callback
 from notebooks import ROOT
 
+import javisdit.stages as stages_module
 from javisdit.core import tiny
 from javisdit.dit import stage_of
 from javisdit.media import read_clip
 from javisdit.models import read_model
 from javisdit.stages import StageParameters, stage_data
-from javisdit.train_joint import TrainJoint
+from javisdit.train_joint import TrainJoint, run
 from javisdit.world import write_world
 
 QUICK = dict(preset="tiny", steps=4, block=2, batch_size=4, workers=1)
@@ -72,7 +75,7 @@ def test_a_cache_on_two_processes(tmp_path):
 def test_raw_once_and_cache_are_the_same_clips(tmp_path):
     write_world(tmp_path / "world", 12, clip=tiny().clip, workers=1)
     command("javisdit_cache", tmp_path / "world", tmp_path / "cache")
-    each = [stage_data(StageParameters(data=str(tmp_path / d), valid=4, out_dir=str(tmp_path / "run"), encode_once=once)) for d, once in (("world", True), ("world", False), ("cache", True))]
+    each = [stage_data(StageParameters(data=str(tmp_path / d), valid=4, out_dir=str(tmp_path / f"{d} {once}"), encode_once=once)) for d, once in (("world", True), ("world", False), ("cache", True))]
     for part in (0, 1):
         once, raw, cached = (list(x[part].captions) for x in each)
         assert once == raw == cached
@@ -86,3 +89,40 @@ def test_both_streams_or_neither():
     with pytest.raises(ValueError, match="stage 3 joins two streams"): TrainJoint(video=".")
     with pytest.raises(ValueError, match="parameter prior = /nowhere: no such file"): TrainJoint(prior="/nowhere")
     assert TrainJoint().config.train.steps == tiny().train.steps
+
+
+class Lengths(Callback):
+    "Notes how many latent frames the clips of each step have."
+    order, run_valid = 5, False
+    def __init__(self): self.seen = []
+    def after_pred(self): self.seen.append(tuple(x.shape[2] for x in self.xb[:2]))
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_clips_of_two_lengths_and_a_resumed_run(tmp_path, monkeypatch, once):
+    "Buckets from raw media and from kept latents; a run in two lives is the run in one, bit for bit."
+    write_world(tmp_path / "world", 16, clip=tiny().clip, workers=1)
+    (tmp_path / "table.json").write_text(json.dumps({"32x32": {"48": [[1.0, 0.5], 2], "24": [1.0, 2]}}))
+    parameters = lambda name: TrainJoint(data=str(tmp_path / "world"), valid=4, steps=6, block=3, buckets=str(tmp_path / "table.json"), encode_once=once, masks="paper", workers=1, out_dir=str(tmp_path / name))
+    real, watch = stages_module.train_steps, Lengths()
+    def watched(learn, train=real): learn.add_cb(watch); train(learn)
+    monkeypatch.setattr(stages_module, "train_steps", watched)
+    run(parameters("whole"))
+    whole, watch.seen = watch.seen, []
+    assert set(whole) == {(12, 50), (6, 26)} and len(whole) == 6
+    monkeypatch.setattr(stages_module, "train_steps", lambda learn: watched(learn, lambda learn: learn.fit(1)))
+    assert run(parameters("twice"))["steps"] == 3
+    monkeypatch.setattr(stages_module, "train_steps", watched)
+    assert run(parameters("twice"))["steps"] == 6 and watch.seen == whole
+    a, b = (read_model(tmp_path / name).dit.state_dict() for name in ("whole", "twice"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_what_cannot_be_is_said_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="parameter batch_size = 4: buckets bring their own"): StageParameters(buckets="joint", batch_size=4)
+    with pytest.raises(ValueError, match="choose audio or joint, or a JSON file"): StageParameters(buckets="/nowhere.json").table
+    assert TrainJoint(preset="paper").table.config.keys() >= {"240p", "720p"} and TrainJoint(preset="paper", buckets="none").table is None
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no clips"): stage_data(StageParameters(data=str(tmp_path / "empty"), out_dir=str(tmp_path / "run")))
+    with pytest.raises(ValueError, match="give init or the two streams"): TrainJoint(init=str(tmp_path), video=str(tmp_path), audio=str(tmp_path))
+    assert not (tmp_path / "run").exists()
