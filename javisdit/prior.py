@@ -6,12 +6,12 @@
 __all__ = ['OWN', 'ACTIVATIONS', 'PRIOR_TABLE', 'CONFIG_NAMES', 'Prior', 'Gaussian', 'PriorConfig', 'prior_config',
            'draw_weights', 'PriorEstimator', 'Fuser', 'stretch', 'VAEncoder', 'Negatives', 'pair_rows', 'Discriminator',
            'PriorModel', 'prior_names', 'prior_shapes', 'prior_from_reference', 'prior_to_reference',
-           'prior_config_from_reference', 'load_prior', 'load_estimator', 'CaptionPrior', 'load_caption_prior']
+           'prior_config_from_reference', 'prior_weights', 'load_prior', 'load_estimator', 'CaptionPrior',
+           'load_caption_prior']
 
 # %% ../nbs/02_prior.ipynb #imports
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,12 +23,11 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .attention import FeedForward, SelfAttention, attend_both
-from .checkpoints import Converted
+from .checkpoints import PUBLIC, Converted, Tensors, _files, local_path
 from .core import Config
 from .core import generator as make_generator
 from .dit import PatchEmbed, init_linear, norm, position_1d, position_2d
 from .encoders import TextEncoder, TextStates, load_text_encoder
-from .imagebind import read_state
 
 # %% ../nbs/02_prior.ipynb #types
 class Prior(NamedTuple):
@@ -398,16 +397,21 @@ def prior_config_from_reference(
     return PriorConfig(**{**known, "tokens": pair("spatial_token_num", "temporal_token_num", base.tokens),
                           "depth": pair("num_encoder_layers", "num_decoder_layers", base.depth)})
 
+def prior_weights(path) -> dict:
+    "The tensors of a prior (chapter 01b), without the text tower that may be among them: chapter 00da loads that."
+    tensors = Tensors(_files(local_path(path)))
+    return {name: tensors.read(name) for name in tensors.shapes if not name.startswith("text_encoder.")}
+
 def load_prior(
-    path,                                  # a file of weights, ours or the reference's
+    path,                                  # weights, ours or the reference's: file, index, folder, or the published name
     config: PriorConfig = PriorConfig(),
 ) -> PriorModel:                           # frozen, in evaluation mode; `ValueError` if it does not fit
     "Estimator, VA-encoder and discriminator from a file."
-    return _loaded(PriorModel(config), read_state(path), config, "")
+    return _loaded(PriorModel(config), prior_weights(path), config, "")
 
 def load_estimator(path, config: PriorConfig = PriorConfig()) -> PriorEstimator:
     "The estimator alone: all that generation needs."
-    return _loaded(PriorEstimator(**config.estimator), read_state(path), config, "estimator.")
+    return _loaded(PriorEstimator(**config.estimator), prior_weights(path), config, "estimator.")
 
 def _loaded(module, state, config, part):
     ours = any(k.startswith("estimator.") for k in state)
@@ -438,15 +442,15 @@ class CaptionPrior(nn.Module):
         return self.estimator(states.to(device), mask.to(device), generator, sample)
 
 def load_caption_prior(
-    path,             # folder that chapter 06 wrote (or a run's, which holds it as `prior`), or the published file
+    path,             # folder that chapter 06 wrote (or a run's, which holds it as `prior`), or the published file or name
     config: Config,   # of the transformer that it is for; `ValueError` if their priors differ in size
 ) -> CaptionPrior:
     "A trained prior, ready for generation."
-    path = Path(path)
+    published, path = str(path) in PUBLIC, local_path(path)
     if (path / "prior" / "config.json").exists(): path = path / "prior"
-    if not path.is_file() and not (path / "config.json").exists():
+    if not published and not path.is_file() and not (path / "config.json").exists():
         raise FileNotFoundError(f"{path} holds no prior (config.json): train one with 06_train_prior, or pass the published file")
-    estimator = load_estimator(path, prior_config(config)) if path.is_file() else PriorEstimator.from_pretrained(path).float()
+    estimator = load_estimator(path, prior_config(config)) if published or path.is_file() else PriorEstimator.from_pretrained(path).float()
     have, need = (tuple(estimator.config.tokens), estimator.config.channels), (tuple(config.model.prior_tokens), config.model.prior_channels)
     if have != need: raise ValueError(f"the prior in {path} has {have[0]} tokens of {have[1]} numbers, the {config.name} model takes {need[0]} of {need[1]}: use the preset that it was trained for")
     return CaptionPrior(estimator, None if estimator.config.text == config.text else load_text_encoder(estimator.config.text))

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['STAGE2', 'ALIKE', 'TERMS', 'TrainPrior', 'Staged', 'staged', 'heard_moment', 'late_pictures', 'late_sound', 'behind',
            'still_too', 'faded_too', 'joined', 'seen_too', 'heard_too', 'told', 'alike', 'moved_event', 'Sides',
-           'slots', 'sides', 'PairBatch', 'Pairs', 'encode_part', 'encode_pairs', 'pair_data', 'claim_pairs',
-           'load_pairs', 'Rows', 'PairTask', 'PriorStage', 'prior_learner', 'fresh_prior', 'run', 'trained_prior',
-           'shipped_prior', 'Scores', 'token_cosine', 'score', 'Interval', 'auroc', 'ruler', 'holds', 'Prompts',
-           'prompts', 'says_when', 'probe', 'belief_of', 'readers', 'spread', 'probe_table']
+           'slots', 'sides', 'PairBatch', 'Pairs', 'encode_part', 'encode_pairs', 'media_pairs', 'pair_data',
+           'claim_pairs', 'load_pairs', 'Rows', 'PairTask', 'MediaTask', 'PriorStage', 'prior_learner', 'fresh_prior',
+           'run', 'trained_prior', 'shipped_prior', 'Scores', 'token_cosine', 'score', 'Interval', 'auroc', 'ruler',
+           'media_ruler', 'holds', 'Prompts', 'prompts', 'says_when', 'probe', 'belief_of', 'readers', 'spread',
+           'probe_table']
 
 # %% ../nbs/06_train_prior.ipynb #imports
 from concurrent.futures import ProcessPoolExecutor
@@ -34,23 +35,23 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .augment import (CURVES, WAYS, AddSource, AddTrajectory, ChangeSpeed, ChangeVolume, InsertSilence, MaskCells, Negative, RemoveSource,
-                              RepeatAudio, ShiftAudio, ShiftVideo, StallVideo, insert_silence, make_negatives, mask_cells)
+from .augment import (CURVES, WAYS, AddSource, AddTrajectory, ChangeSpeed, ChangeVolume, InsertSilence, MaskCells, Negative, RemoveSource, RepeatAudio, ShiftAudio, ShiftVideo, StallVideo, insert_silence, make_negatives, mask_cells)
+from .cache import Encoder, open_source, write_cache
 from .codecs import load_codecs
 from .core import ClipConfig, Config, TrainConfig, generator, preset as preset_config, rng
-from .data import fingerprint
+from .data import ClipDataset, fingerprint, read_manifest
 from .dit import trim_text
 from .encoders import TextStates, load_text_encoder
 from .engines import for_processes, in_turn, share
 from .heldout import bootstrap
 from .launch import Processes
 from .learner import stage_learner, train_steps
-from .losses import KL_WEIGHT, PriorLoss, cosine, prior_loss
+from .losses import KL_WEIGHT, BranchLoss, PriorLoss, contrast_loss, cosine, prior_loss
 from .media import to_model
 from .pools import Pools, solo, world_pools
 from .prior import Gaussian, Negatives, Prior, PriorConfig, PriorModel, draw_weights, load_prior, prior_config
-from .world import (GAP, LEAD, ROOM, SIDES, TIMES, Event, Scene, Subject, WorldClip, backdrop, describe, draw_scene, home, make_clip, phrases, play, render,
-                            tidy)
+from .stages import Chosen, held_apart
+from .world import (GAP, LEAD, ROOM, SIDES, TIMES, Event, Scene, Subject, WorldClip, backdrop, describe, draw_scene, home, make_clip, phrases, play, render, tidy)
 
 # %% ../nbs/06_train_prior.ipynb #parameters-class
 @dataclass
@@ -60,16 +61,16 @@ class TrainPrior(Processes):
     steps: int | None = None         # None: the preset's
     seed: int = 0
     out_dir: str | None = None       # log, checkpoints, prior; None: _runs/prior-PRESET where the run was started
-    data: str | None = None          # folder of broken and encoded clips, shared by runs; None: in out_dir
+    data: str | None = None          # clips of the world, broken and encoded, that runs share; or own media: a manifest or a cache (chapter 03c); None: the world, in out_dir
     clips: int = 1600                # training clips of the world
-    valid: int = 200                 # clips held out
+    valid: int | None = None         # clips held out; None: 200 of the world, a tenth of own media
     negatives: int = 2               # of each group, that are kept for a clip
     batch_size: int | None = None    # None: the preset's
     lr: float | None = None          # None: the preset's
     block: int = 500                 # steps between validations and checkpoints
     workers: int = 2                 # processes that break and encode clips
     alike: float | None = None       # weight of the step in which clips edited on both sides alike are right; None: the preset's
-    others: float | None = None      # weight of the hinge against clips of other captions; None: the preset's
+    contrast: float | None = None    # weight of the contrast between tokens of all clips; None: the preset's
     by_moment: bool = True           # spatial embedding moment by moment (chapter 02), where the preset has it
     terms: str = "disc,l2,va"        # losses beside the token hinge
 
@@ -78,6 +79,7 @@ class TrainPrior(Processes):
         for name in ("steps", "clips", "valid", "negatives", "batch_size", "block", "lr"):
             if (value := getattr(self, name)) is not None and value <= 0: raise ValueError(f"parameter {name} = {value}: a positive number is needed")
         if unknown := set(filter(None, self.terms.split(","))) - {"disc", "l2", "va"}: raise ValueError(f"parameter terms = {self.terms}: {', '.join(sorted(unknown))} is not one of disc, l2, va")
+        if self.media and self.alike: raise ValueError(f"parameter alike = {self.alike}: only the world can be rendered again, for own media it is 0")
         preset_config(self.preset)
 
 # %% ../nbs/06_train_prior.ipynb #parameters-read
@@ -98,15 +100,20 @@ def sizes(self: TrainPrior) -> PriorConfig:
 def folder(self: TrainPrior) -> Path: return Path(self.out_dir or Path.cwd() / "_runs" / f"prior-{self.preset}")
 
 @patch(as_prop=True)
+def media(self: TrainPrior) -> bool:
+    "Whether `data` is a manifest or a cache, and not clips of the world."
+    return self.data is not None and (Path(self.data).is_file() or any((Path(self.data) / name).exists() for name in ("manifest.csv", "cache.json")))
+
+@patch(as_prop=True)
 def extras(self: TrainPrior) -> dict:
     "What is added to the paper's objective, or left out of it."
     ours = self.preset in ("tiny", "small")
     weight = lambda own, preset: preset * ours if own is None else own
-    return dict(alike=weight(self.alike, 5.0), others=weight(self.others, 0.5), terms=[t for t in self.terms.split(",") if t])
+    return dict(alike=weight(self.alike, 0.0 if self.media else 8.0), contrast=weight(self.contrast, 0.3), terms=[t for t in self.terms.split(",") if t])
 
 # %% ../nbs/06_train_prior.ipynb #stage2
 STAGE2 = dict(
-    tiny=TrainConfig(steps=2200, batch_size=16, lr=3e-3, warmup=100, schedule="cosine", weight_decay=0.01, eps=1e-8, ema=0.99),
+    tiny=TrainConfig(steps=1000, batch_size=16, lr=3e-3, warmup=100, schedule="cosine", weight_decay=0.01, eps=1e-8, ema=0.99),
     small=TrainConfig(steps=30000, batch_size=64, lr=3e-4, warmup=1000, schedule="cosine", weight_decay=0.01, eps=1e-8, ema=0.99),
     paper=TrainConfig(steps=36000, batch_size=16, lr=1e-5, warmup=1000, eps=1e-8, ema=0.0),
     released=TrainConfig(steps=36000, batch_size=16, lr=1e-5, warmup=0, eps=1e-8, ema=0.0))
@@ -257,7 +264,7 @@ def sides(s: Staged, n: int, seed: int) -> Sides:
                 (render(other, s.clip), play(other, s.clip).sum(0), s.made.caption, "moved"))
     return Sides(*map(list, zip(*rows)))
 
-# %% ../nbs/06_train_prior.ipynb #pairs
+# %% ../nbs/06_train_prior.ipynb #pair-batch
 @dataclass(frozen=True, eq=False)
 class PairBatch:
     "Clips with everything that they are compared with, and their captions."
@@ -270,6 +277,7 @@ class PairBatch:
     index: Tensor       # (b,)
     def to(self, device): return replace(self, **{k: getattr(self, k).to(device) for k in ("video", "audio", "text", "text_mask", "same", "index")})
 
+# %% ../nbs/06_train_prior.ipynb #pairs
 @dataclass(frozen=True, eq=False)
 class Pairs:
     "What the prior learns from; a source for chapter 04b."
@@ -290,6 +298,14 @@ class Pairs:
     def same(self):
         "`(n s)`: where the sound is the clip's own."
         return (self.audio == self.audio[:, :1]).flatten(2).all(2)
+    @cached_property
+    def near(self):
+        "`(n 8)`: the clips whose own captions read most like a clip's, and are not the same."
+        own, many = self.caption[:, 0], self.mask.sum(1, keepdim=True)
+        x = F.normalize((self.states * self.mask[..., None]).float().sum(1) / many, dim=-1)[own]       # (n d)
+        texts = np.array([row[0] for row in self.captions])
+        alike = (x @ x.T).masked_fill(torch.from_numpy(texts[:, None] == texts), -2)
+        return alike.topk(min(8, len(self) - 1)).indices
     def __len__(self): return len(self.video)
     def batch(self, keys) -> PairBatch:
         i = torch.as_tensor(keys)
@@ -345,10 +361,23 @@ def encode_pairs(
             list(tqdm(pool.map(one, *zip(*missing)), total=len(missing), desc=f"broken clips, {split}"))
     return load_pairs([folder / f"part-{i:06d}.safetensors" for i, _ in jobs], config)
 
+
+# %% ../nbs/06_train_prior.ipynb #pair-data
+def media_pairs(p: TrainPrior) -> list:
+    "Own clips, each with negatives drawn once (chapter 03): a cache as it is, what a manifest names encoded first, into the run's folder."
+    if not (Path(p.data) / "cache.json").exists():
+        rows = read_manifest(Path(p.data) / "manifest.csv" if Path(p.data).is_dir() else p.data)
+        encoder = Encoder(ClipDataset(rows, p.config.clip, seed=p.seed), p.config, negatives=p.negatives)
+        source = write_cache(encoder, p.folder / "pairs", workers=p.workers)
+    else: source = open_source(p.data, p.config, negatives=p.negatives)
+    if source.report.skipped: print(source.report)
+    return [Chosen(source, part) for part in held_apart(len(source), p, p.data)]
+
 def pair_data(p: TrainPrior) -> list:
     "Broken and encoded clips to learn from, and held out."
+    if p.media: return media_pairs(p)
     source, seed = (p.folder / "pairs", p.seed) if p.data is None else (Path(p.data), 0)
-    return [encode_pairs(source, n, p.config, split, p.negatives, seed, p.workers) for n, split in ((p.clips, "train"), (p.valid, "valid"))]
+    return [encode_pairs(source, n, p.config, split, p.negatives, seed, p.workers) for n, split in ((p.clips, "train"), (p.valid or 200, "valid"))]
 
 # %% ../nbs/06_train_prior.ipynb #load-pairs
 def claim_pairs(folder: Path, config: Config, n: int, seed: int, part: int):
@@ -381,29 +410,35 @@ class Rows(NamedTuple):
     text_mask: Tensor      # (b l)
     noise: Tensor          # (b tokens channels) of the drawn prior
     size: tuple            # height, width
+    near: tuple | None = None   # video and audio of clips whose captions read like these
 
 # %% ../nbs/06_train_prior.ipynb #task
 class PairTask(Callback):
     "Chooses a negative of each group for a clip, and one edited alike, by the clip's own generator."
     order = 0
-    def __init__(self, config: PriorConfig, alike: bool): self.config, self.alike = config, alike
+    def __init__(self, config: PriorConfig, alike: bool = False, near: bool = False): self.config, self.alike, self.near = config, alike, near
 
-    def choose(self, places: list) -> Tensor:
+    def choose(self, places) -> Tensor:
         "One of these slots for each clip."
         return torch.tensor([places[int(torch.randint(len(places), (), generator=g))] for g in self.generators])
 
     def rows(self, batch: PairBatch, own: Tensor, broken: dict) -> Rows:
         "Slot `own` of each clip against the slots `broken`, group -> slot."
         at = lambda x, slot: x[torch.arange(len(x), device=x.device), slot.to(x.device)].float()
-        noise = torch.stack([torch.randn(sum(self.config.tokens), self.config.channels, generator=g) for g in self.generators]).to(batch.video.device)
         spoiled = Negatives(**{group: at(getattr(batch, group.split("_")[0]), slot)[:, None] for group, slot in broken.items()})
         text, mask = trim_text(at(batch.text, own), at(batch.text_mask, own).bool())
-        return Rows(at(batch.video, own), at(batch.audio, own), spoiled, text, mask, noise, batch.size)
+        return Rows(at(batch.video, own), at(batch.audio, own), spoiled, text, mask, self.noise(batch), batch.size)
+
+    def noise(self, batch): return torch.stack([torch.randn(sum(self.config.tokens), self.config.channels, generator=g) for g in self.generators]).to(batch.video.device)
 
     def before_batch(self):
         batch, places = self.xb[0], self.dl.source.slots
         drawn = {group: self.choose(places[group]) for group in WAYS}
         rows = [self.rows(batch, torch.zeros(len(batch.index), dtype=torch.long), drawn)]
+        if self.near:
+            source = self.dl.source
+            near = source.near[batch.index.cpu(), self.choose(range(source.near.shape[1]))]
+            rows[0] = rows[0]._replace(near=tuple(x[near, 0].float().to(batch.video.device) for x in (source.video, source.audio)))
         if self.alike: rows.append(self.alike_rows(batch, drawn, places))
         self.learn.xb, self.learn.yb = tuple(rows), (batch.index,)
 
@@ -420,42 +455,54 @@ def alike_rows(self: PairTask, batch: PairBatch, drawn: dict, places: dict) -> R
     wrong = {group: torch.where(video & wall, drawn[group], own) for group in ("video_spatial", "audio_spatial")}
     return self.rows(batch, torch.where(video, guest, drawn["audio_spatial"]), wrong)
 
+# %% ../nbs/06_train_prior.ipynb #media-task
+class MediaTask(PairTask):
+    "The same for own media, of which nothing is known but each clip's caption and its negatives: the paper's step."
+    def before_batch(self):
+        batch = self.xb[0]
+        one = lambda x: x[torch.arange(len(x), device=x.device), self.choose(range(x.shape[1])).to(x.device)][:, None]
+        broken = Negatives(**{group: one(getattr(batch, group)) for group in WAYS})
+        rows = Rows(batch.video, batch.audio, broken, *trim_text(batch.text, batch.text_mask), self.noise(batch), (batch.height, batch.width))
+        self.learn.xb, self.learn.yb = (rows,), (batch.index,)
+
 # %% ../nbs/06_train_prior.ipynb #stage
 class PriorStage(nn.Module):
     "Three networks and the objective of stage 2, in one forward."
-    def __init__(self, parts: PriorModel, terms: tuple = ("disc", "l2", "va"), alike: float = 0.0, others: float = 0.0):
+    def __init__(self, parts: PriorModel, terms: tuple = ("disc", "l2", "va"), alike: float = 0.0, contrast: float = 0.0):
         super().__init__()
-        self.parts, self.use, self.alike, self.others = parts, ("token", *terms), alike, others
+        self.parts, self.use, self.alike, self.contrast = parts, ("token", *terms), alike, contrast
 
-    def loss(self, rows: Rows) -> tuple[PriorLoss, Tensor]:
-        "The terms of chapter 04, and the hinge that other captions' clips are kept away with."
+    def loss(self, rows: Rows) -> tuple[PriorLoss, list]:
+        "The terms of chapter 04, and the contrast of either branch."
         parts = self.parts
         belief = parts.estimator.distribution(rows.text, rows.text_mask)
         prior = parts.estimator.draw(belief, noise=rows.noise)
         embeds = parts.va_encoder.contrast(rows.video, rows.audio, rows.broken, *rows.size)
-        others = sum(F.relu(1 + cosine(p, e[:, 0].roll(1, 0))).mean() / 2 for p, e in zip(prior, embeds))
-        return prior_loss(prior, belief, embeds, parts.discriminator), others
+        near = (None, None) if rows.near is None else parts.va_encoder(*rows.near, *rows.size)
+        return prior_loss(prior, belief, embeds, parts.discriminator), [contrast_loss(p, e[:, 0], x) for p, e, x in zip(prior, embeds, near)]
 
-    def weigh(self, *branches): return sum(getattr(b, t) for b in branches for t in self.use)
+    def weigh(self, branch: BranchLoss, contrast: Tensor) -> Tensor: return sum(getattr(branch, t) for t in self.use) + self.contrast * contrast
 
     def forward(self, own: Rows, alike: Rows | None = None) -> dict:
-        loss, others = self.loss(own)
+        loss, contrast = self.loss(own)
         out = {f"{name}_{t}": x for name in ("spatial", "temporal") for t, x in getattr(loss, name)._asdict().items()}
-        second = self.weigh(self.loss(alike)[0].spatial) if alike is not None else loss.kl.new_zeros(())
-        total = self.weigh(loss.spatial, loss.temporal) + KL_WEIGHT * loss.kl + self.others * others + self.alike * second
-        return out | dict(kl=loss.kl, others=others, alike=second, loss=total)
+        edited, apart = self.loss(alike) if alike is not None else (None, None)
+        second = loss.kl.new_zeros(()) if edited is None else self.weigh(edited.spatial, apart[0])
+        total = self.weigh(loss.spatial, contrast[0]) + self.weigh(loss.temporal, contrast[1]) + KL_WEIGHT * loss.kl + self.alike * second
+        return out | dict(kl=loss.kl, contrast=sum(contrast), alike=second, loss=total)
 
-TERMS = (*(f"{b}_{t}" for b in ("spatial", "temporal") for t in ("token", "disc", "l2", "va")), "kl", "others", "alike", "loss")
+TERMS = (*(f"{b}_{t}" for b in ("spatial", "temporal") for t in ("token", "disc", "l2", "va")), "kl", "contrast", "alike", "loss")
 
 # %% ../nbs/06_train_prior.ipynb #learner
 def prior_learner(p: TrainPrior, train, valid, cbs: tuple = ()):
     "A learner for stage 2 (chapter 04b), resuming what `p.folder` holds."
     config, extras = for_processes(p.config), p.extras
     stage = PriorStage(fresh_prior(p.sizes, p.seed), **extras)
+    task = MediaTask(stage.parts.config) if p.media else PairTask(stage.parts.config, extras["alike"] > 0, extras["contrast"] > 0)
     def export(folder):
         stage.parts.estimator.save_pretrained(folder.with_name("prior"))                        # what stage 3 loads
         save_file({k: x.contiguous() for k, x in stage.parts.state_dict().items()}, folder.with_name("prior_parts.safetensors"))   # what `load_prior` reads
-    return stage_learner(stage, PairTask(stage.parts.config, extras["alike"] > 0), lambda terms, _: terms, TERMS, config, train, valid, p.folder, export,
+    return stage_learner(stage, task, lambda terms, _: terms, TERMS, config, train, valid, p.folder, export,
                          seed=p.seed, block=p.block, about=dict(prior=extras, sizes=asdict(p.sizes), clips=len(train)), cbs=cbs)
 
 def fresh_prior(sizes: PriorConfig, seed: int) -> PriorModel:
@@ -560,6 +607,20 @@ def ruler(scores: Scores, pairs: Pairs) -> dict:
         table[f"caption/{name}"] = dict(broken=auroc(scores.own[:, side], scores.shuffled[:, [side]]), drop=Interval(*bootstrap(scores.own[:, side] - scores.shuffled[:, side])))
     return table
 
+@torch.no_grad()
+def media_ruler(parts: PriorModel, source, batch: int = 16) -> dict:
+    "AUROC of own clips in step against each group of their negatives."
+    out = []
+    for keys in torch.arange(len(source)).split(batch):
+        b = source.batch(keys.tolist()).to(next(parts.parameters()).device)
+        prior = parts.estimator(*trim_text(b.text, b.text_mask), sample=False)
+        embeds = parts.va_encoder.contrast(b.video, b.audio, Negatives(**{group: getattr(b, group) for group in WAYS}), b.height, b.width)
+        out.append([cosine(p[:, None], e).mean(-1).cpu().numpy() for p, e in zip(prior, embeds)])          # (b 1+2n), sounds first
+    table = {}
+    for side, scores in zip(("spatial", "temporal"), map(np.concatenate, zip(*out))):
+        for group, broken in zip(("audio", "video"), np.split(scores[:, 1:], 2, 1)): table[f"{group}_{side}"] = dict(broken=auroc(scores[:, 0], broken))
+    return {group: table[group] for group in WAYS}
+
 # %% ../nbs/06_train_prior.ipynb #holds
 def holds(table: dict) -> list[str]:
     "What of the demands on stage 2 does not hold; empty: it works."
@@ -593,7 +654,6 @@ def prompts(n: int, split: str, clip: ClipConfig, seed: int = 0) -> Prompts:
     texts, *truth = zip(*out)
     return Prompts(list(texts), *(np.array(x, float) for x in truth))
 
-# %% ../nbs/06_train_prior.ipynb #says-when
 def says_when(caption: str) -> bool:
     "Does a caption of the world say when?"
     return any(words in caption.lower() for _, group in TIMES for words in group) or "seconds" in caption
@@ -622,10 +682,11 @@ def readers(estimator, text: TextStates) -> dict:
     return {k: x.flatten(1).numpy() for k, x in named.items()}
 
 def spread(belief: Gaussian, tokens: tuple) -> dict:
-    "Standard deviations of a number of a token: between draws for a caption, and between the means of captions."
+    "Standard deviations of a number of a token: between draws for a caption, between the means of captions, and of what a caption changes in one token but not in all."
     size = lambda x: float(x.square().mean().sqrt())
     halves = zip(("spatial", "temporal"), belief.std.split(tokens, 1), belief.mean.split(tokens, 1))
-    return {name: dict(draws=size(std), captions=size(mean - mean.mean(0))) for name, std, mean in halves}
+    apart = lambda x: x - x.mean(1, keepdim=True)
+    return {name: dict(draws=size(std), captions=size(mean - mean.mean(0)), tokens=size(apart(mean - mean.mean(0)))) for name, std, mean in halves}
 
 # %% ../nbs/06_train_prior.ipynb #probe-table
 def probe_table(train: Prompts, seen: dict, valid: Prompts, held: dict) -> dict:

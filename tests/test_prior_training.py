@@ -17,11 +17,12 @@ from javisdit.augment import WAYS, make_negatives
 from javisdit.core import rng, tiny
 from javisdit.encoders import load_text_encoder
 from javisdit.learner import train_steps
-from javisdit.losses import prior_loss
+from javisdit.losses import contrast_loss, prior_loss
 from javisdit.pools import Pools
 from javisdit.prior import Negatives, PriorModel, prior_config
-from javisdit.train_prior import (TrainPrior, alike, auroc, encode_pairs, fresh_prior, heard_moment, holds, prior_learner, prompts, ruler, score, slots,
+from javisdit.train_prior import (TrainPrior, alike, auroc, encode_pairs, fresh_prior, heard_moment, holds, media_ruler, prior_learner, prompts, ruler, score, slots,
                                   staged, told, trained_prior)
+from javisdit.world import write_world
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pairs, tmp_path):
 
 def test_terms_and_extras_change_the_objective(pairs, tmp_path):
     rows = {}
-    for name, more in dict(all={}, hinge=dict(terms=""), plain=dict(alike=0.0, others=0.0, by_moment=False)).items():
+    for name, more in dict(all={}, hinge=dict(terms=""), plain=dict(alike=0.0, contrast=0.0, by_moment=False)).items():
         train_steps(learner(pairs, tmp_path / name, **more))
         rows[name] = [r for r in map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines()) if "valid_loss" in r][0]
     hinge, plain = rows["hinge"], rows["plain"]
@@ -126,6 +127,41 @@ def test_terms_and_extras_change_the_objective(pairs, tmp_path):
     assert plain["valid_loss"] == pytest.approx(total, rel=1e-5)
     more = sum(w * hinge[f"valid_{name}"] for name, w in TrainPrior().extras.items() if name != "terms")
     assert hinge["valid_loss"] == pytest.approx(sum(hinge[f"valid_{b}_token"] for b in ("spatial", "temporal")) + more + 1e-6 * hinge["valid_kl"], rel=1e-5)
+
+
+def test_neighbours_read_alike_and_are_somebody_else(pairs):
+    texts = [row[0] for row in pairs.captions]
+    assert pairs.near.shape == (6, 5) and all(sorted([i, *row]) == list(range(6)) for i, row in enumerate(pairs.near.tolist()))
+    few = replace(pairs, captions=[["a red ball on the left"], ["a red ball on the right"], ["a red ball on the left"], ["two birds sing"]], video=pairs.video[:4],
+                  states=torch.tensor([[[1.0, 0.1]], [[1.0, 0.3]], [[0.0, 1.0]]]), mask=torch.ones(3, 1, dtype=torch.bool), caption=torch.tensor([[0], [1], [0], [2]]))
+    assert few.near[:, 0].tolist() == [1, 0, 1, 1]                                    # not the clip with the same caption
+    assert len(set(texts)) == 6
+
+
+def test_contrast_is_for_tokens_that_differ():
+    e = torch.eye(12).view(3, 4, 12)
+    right, more = contrast_loss(e, e), torch.randn(5, 4, 12, generator=torch.Generator().manual_seed(0))
+    assert right < contrast_loss(e, e, more) < contrast_loss(e.mean(1, keepdim=True).expand_as(e), e, more)
+    assert contrast_loss(e.mean((0, 1)).expand_as(e), e) == pytest.approx(np.log(12), rel=1e-5)      # all alike: a guess
+    assert contrast_loss(3 * e, e) == pytest.approx(float(right), rel=1e-5)                          # length is free
+
+
+def test_own_media(tmp_path):
+    write_world(tmp_path / "media", 6, seed=3, split="train", workers=1, clip=tiny().clip)
+    p = TrainPrior(data=str(tmp_path / "media"), steps=2, block=2, batch_size=2, valid=2, negatives=1, workers=1, out_dir=str(tmp_path / "run"))
+    assert p.media and p.extras["alike"] == 0
+    train, valid = stage.pair_data(p)
+    assert (len(train), len(valid)) == (4, 2) and train.batch([0]).audio_temporal.shape[:2] == (1, 1)
+    learn = prior_learner(p, train, valid)
+    learn.remove_cb(ProgressCallback)
+    train_steps(learn)
+    assert [r for r in map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines()) if "valid_loss" in r][0]["valid_alike"] == 0
+    table = media_ruler(trained_prior(p.folder, p.sizes), valid)
+    assert list(table) == list(WAYS) and all(0 <= x["broken"].value <= 1 for x in table.values())
+    again = TrainPrior(data=str(tmp_path / "run" / "pairs"), valid=2, negatives=1)                     # the cache that the run made
+    assert [len(x) for x in stage.pair_data(again)] == [4, 2]
+    with pytest.raises(ValueError, match="holds 1 negatives of each group, 2 are wanted"): stage.pair_data(TrainPrior(data=again.data, valid=2))
+    with pytest.raises(ValueError, match="only the world can be rendered again"): TrainPrior(data=again.data, alike=1.0)
 
 
 def test_the_ruler_sees_what_it_should(pairs):
@@ -167,7 +203,7 @@ def test_the_papers_settings():
     for name, warmup in (("paper", 1000), ("released", 0)):
         p = TrainPrior(preset=name)
         assert (p.config.train.lr, p.config.train.warmup, p.config.train.ema, p.sizes.by_moment) == (1e-5, warmup, 0.0, False)
-        assert p.extras == dict(alike=0.0, others=0.0, terms=["disc", "l2", "va"])
+        assert p.extras == dict(alike=0.0, contrast=0.0, terms=["disc", "l2", "va"])
 
 
 def test_the_shipped_prior_tells_a_clip_from_a_late_one(pairs):
