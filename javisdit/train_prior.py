@@ -50,7 +50,7 @@ from .losses import KL_WEIGHT, BranchLoss, PriorLoss, contrast_loss, cosine, pri
 from .media import to_model
 from .pools import Pools, solo, world_pools
 from .prior import Gaussian, Negatives, Prior, PriorConfig, PriorModel, draw_weights, load_prior, prior_config
-from .stages import Chosen, held_apart
+from .stages import held_apart
 from .world import (GAP, LEAD, ROOM, SIDES, TIMES, Event, Scene, Subject, WorldClip, backdrop, describe, draw_scene, home, make_clip, phrases, play, render, tidy)
 
 # %% ../nbs/06_train_prior.ipynb #parameters-class
@@ -371,7 +371,7 @@ def media_pairs(p: TrainPrior) -> list:
         source = write_cache(encoder, p.folder / "pairs", workers=p.workers)
     else: source = open_source(p.data, p.config, negatives=p.negatives)
     if source.report.skipped: print(source.report)
-    return [Chosen(source, part) for part in held_apart(len(source), p, p.data)]
+    return [source.select(part) for part in held_apart(len(source), p, p.data)]
 
 def pair_data(p: TrainPrior) -> list:
     "Broken and encoded clips to learn from, and held out."
