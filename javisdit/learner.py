@@ -6,9 +6,9 @@
 __all__ = ['PRECISIONS', 'MASKS', 'StepSampler', 'Micro', 'read_ahead', 'StepLoader', 'EvalLoader', 'Denoiser', 'stream_loss',
            'velocity_terms', 'pinned', 'sent', 'StepsCallback', 'even_times', 'draw_noise', 'tokens', 'FlowCallback',
            'learning_rate', 'ScheduleCallback', 'AccumulateCallback', 'wide', 'EMACallback', 'GuardCallback',
-           'NamedLoss', 'LossLogCallback', 'CheckpointCallback', 'PrecisionCallback', 'LossOnDevice', 'recorder',
-           'StatusCallback', 'PlotCallback', 'sample_clips', 'SampleCallback', 'stage_learner', 'train_steps',
-           'step_loss', 'training_flops', 'flow_learner']
+           'NamedLoss', 'LossLogCallback', 'CheckpointCallback', 'PrecisionCallback', 'PlotCallback', 'LossOnDevice',
+           'recorder', 'StatusCallback', 'sample_clips', 'SampleCallback', 'stage_learner', 'train_steps', 'step_loss',
+           'training_flops', 'flow_learner']
 
 # %% ../nbs/04b_learner.ipynb #imports
 import math
@@ -145,7 +145,7 @@ def velocity_terms(pred: Velocity, target: dict) -> dict:
     "The rectified-flow loss of each stream in `target`, name -> (velocity, generated frames or None)."
     return {name: stream_loss(getattr(pred, name), *x) for name, x in target.items()}
 
-# %% ../nbs/04b_learner.ipynb #flow-cb
+# %% ../nbs/04b_learner.ipynb #sent
 def pinned(x, device):
     "A tensor or batch in memory from where a GPU can fetch it while others go on."
     return x.pin_memory() if device.type == "cuda" and hasattr(x, "pin_memory") else x
@@ -154,6 +154,7 @@ def sent(x, device):
     "A tensor on its way to a device; nobody waits until it is there."
     return None if x is None else pinned(x, device).to(device, non_blocking=True)
 
+# %% ../nbs/04b_learner.ipynb #flow-cb
 class StepsCallback(Callback):
     "Counts optimiser steps in `learn.step`; gives each clip its generator in `learn.generators`."
     order = -100
@@ -220,8 +221,7 @@ class FlowCallback(Callback):
 
     def levels(self):
         "Noise levels of the held-out clips, spread evenly and shuffled."
-        n = len(self.dl.source)
-        return even_times(n)[torch.randperm(n, generator=generator(self.seed, "levels"))]
+        return even_times(n := len(self.dl.source))[torch.randperm(n, generator=generator(self.seed, "levels"))]
 
     def before_train(self):
         if self.prior is None: return
@@ -232,12 +232,11 @@ class FlowCallback(Callback):
     def before_batch(self):
         batch, here, xs, target = self.xb[0], self.micro.batch, dict(video=None, audio=None), {}
         device, words = batch.text.device, trim_text(here.text, here.text_mask)[0].shape[1]     # counted before the batch is sent: nobody waits
-        t, drop, generated = self.draws(here)
-        t, drop, generated = tree_map(lambda x: sent(x, device), (shift_times(t, self.ratio).to(getattr(batch, self.streams[0]).dtype), drop, generated))
+        t, drop, generated = tree_map(lambda x: sent(x, device), self.draws(here))
+        t = shift_times(t, self.ratio).to(getattr(batch, self.streams[0]).dtype)
         for name, g in zip(xs, generated):
             if name not in self.streams: continue
-            x = getattr(batch, name)
-            xs[name], v = noisify(x, sent(draw_noise(x.shape[1:], self.generators).to(x.dtype), device), t, g)
+            xs[name], v = noisify(x := getattr(batch, name), sent(draw_noise(x.shape[1:], self.generators).to(x.dtype), device), t, g)
             target[name] = (v, g)
         prior = (None, None) if self.prior is None else tokens(self.prior, self.captions, replace(batch, index=here.index), self.generators if self.training else None)
         self.learn.xb = (*xs.values(), t, batch.text[:, :words], batch.text_mask[:, :words], drop, prior, generated)
@@ -348,11 +347,10 @@ class LossLogCallback(Callback):
         for write in () if self.learn.rank else (self.lines.append, *self.also): write(dict(step=self.learn.step, **row))
     def total(self, rows) -> Tensor:
         "The sum of rows over all processes."
-        none = torch.zeros(len(self.names) + 1)                        # a process may have had no clip to validate
-        return self.learn.reduce(torch.stack([x.cpu().double() for x in rows or [none]]).sum(0))
+        rows = rows or [torch.zeros(len(self.names) + 1)]              # a process may have had no clip to validate
+        return self.learn.reduce(torch.stack([x.cpu().double() for x in rows]).sum(0))
     def means(self, rows):
-        "Means of the terms in `rows` over all processes; the last column is the weight of a row."
-        *sums, n = self.total(rows).tolist()
+        *sums, n = self.total(rows).tolist()                           # the last column is the weight of a row
         return {name: x / n for name, x in zip(self.names, sums)}, n
     def row(self):
         terms, n = [self.loss_func.terms[name].detach() for name in self.names], len(self.generators)
@@ -433,6 +431,15 @@ class PrecisionCallback(Callback):
     def after_fit(self):
         if self.dtype is not None: self.learn.bare.forward = self.plain
 
+class PlotCallback(Callback):
+    "Draws the log anew after each validation, in a notebook."
+    order = 85
+    def before_fit(self): self.shown = display(display_id=True) if in_notebook() else None
+    def after_epoch(self):
+        if self.shown is None: return
+        self.shown.update(fig := plot_log(self.learn.loss_log.lines.path)); plt.close(fig)
+
+# %% ../nbs/04b_learner.ipynb #status
 class LossOnDevice(AvgSmoothLoss):
     "fastai's smoothed loss, without waiting for the device at each step."
     def accumulate(self, learn):
@@ -458,14 +465,6 @@ class StatusCallback(ProgressCallback):
                 print(self.pbar.comment, flush=True); self.printed = time.monotonic()
         self.pbar.update(self.iter + 1)
 
-class PlotCallback(Callback):
-    "Draws the log anew after each validation, in a notebook."
-    order = 85
-    def before_fit(self): self.shown = display(display_id=True) if in_notebook() else None
-    def after_epoch(self):
-        if self.shown is None: return
-        self.shown.update(fig := plot_log(self.learn.loss_log.lines.path)); plt.close(fig)
-
 # %% ../nbs/04b_learner.ipynb #samples
 @torch.no_grad()
 def sample_clips(
@@ -488,6 +487,7 @@ def sample_clips(
     if "audio" in streams: audio = [x.numpy() for x in codecs[1].decode(audio, c.clip.samples)]
     return [Clip(v, a, c.clip.fps, c.clip.sample_rate) for v, a in zip(video, audio)]
 
+# %% ../nbs/04b_learner.ipynb #sample-cb
 class SampleCallback(Callback):
     "Every `every` steps, makes clips of the first `n` held-out captions by the averaged weights: `out_dir/samples`."
     order = 75
