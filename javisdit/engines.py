@@ -65,6 +65,7 @@ def whole(model: nn.Module):
     try: yield
     finally:
         for m in parts: m.set_reshard_after_forward(m is not model, recurse=False); m.reshard()
+        model.reset_iter_state()     # what ran here has no backward pass: without this, the next one would fetch weights in its order, which is each process's own
 
 # %% ../nbs/04ca_engines.ipynb #share
 def total(x: Tensor) -> Tensor:

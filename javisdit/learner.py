@@ -448,9 +448,10 @@ class LossOnDevice(AvgSmoothLoss):
         self.count += 1
         self.val = torch.lerp(learn.loss.detach(), self.val.to(learn.loss), self.beta)
 
-def recorder() -> Recorder:
+def recorder(log: LossLogCallback, loss: NamedLoss) -> Recorder:
+    "fastai's recorder with losses that wait neither for the device nor for other processes."
     cb = Recorder()
-    cb.smooth_loss = LossOnDevice()
+    cb.smooth_loss, cb.loss = LossOnDevice(), ValueMetric(lambda: loss.total(log.valid), "loss")
     return cb
 
 class StatusCallback(ProgressCallback):
@@ -543,11 +544,11 @@ def stage_learner(
     cfg = config.train
     loader = StepLoader(train, sampler or StepSampler(len(train), cfg.batch_size, seed, cfg.micro), cfg.steps, block)
     adamw = partial(OptimWrapper, opt=torch.optim.AdamW, eps=cfg.eps, weight_decay=cfg.weight_decay, fused=True)
-    log, checkpoint = LossLogCallback(out_dir, terms, logs=logs), CheckpointCallback(out_dir, export, keep, config_to_dict(config))
+    loss, log, checkpoint = NamedLoss(loss), LossLogCallback(out_dir, terms, logs=logs), CheckpointCallback(out_dir, export, keep, config_to_dict(config))
     own = [StepsCallback(seed), task, PrecisionCallback(cfg.precision), ScheduleCallback(cfg), AccumulateCallback(), GuardCallback(cfg.clip, cfg.on_nan), EMACallback(cfg.ema), log, checkpoint]
-    learn = Learner(DataLoaders(loader, EvalLoader(valid, cfg.batch_size // cfg.micro), device=default_device()), model, NamedLoss(loss), opt_func=adamw, lr=cfg.lr,
+    learn = Learner(DataLoaders(loader, EvalLoader(valid, cfg.batch_size // cfg.micro), device=default_device()), model, loss, opt_func=adamw, lr=cfg.lr,
                     metrics=[ValueMetric(partial(lambda n: log.valid[n], name), name) for name in terms], path=Path(out_dir), default_cbs=False,
-                    cbs=[TrainEvalCallback(), recorder(), status or StatusCallback(), *own, *cbs])
+                    cbs=[TrainEvalCallback(), recorder(log, loss), status or StatusCallback(), *own, *cbs])
     learn.create_opt(); checkpoint.resume()
     return learn
 
@@ -570,10 +571,13 @@ def step_loss(denoiser: Denoiser, config: Config, streams: tuple, clips: int, pr
 
 def training_flops(config: Config, stage: int | None) -> int:
     "FLOP of a training step for one clip of the config's size, forward and backward, counted from shapes. Recomputed activations do not count."
-    with torch.device("meta"): dit = JavisDiT(**asdict(config.model))
-    streams, denoiser = for_stage(dit, stage), Denoiser(dit, config)
-    with torch.device("meta"), FlopCounterMode(display=False) as counted: step_loss(denoiser, config, streams, 1, stage == 3).backward()
-    return counted.get_total_flops()
+    def at(depth):
+        with torch.device("meta"): dit = JavisDiT(**asdict(replace(config.model, depth=depth)))
+        streams, denoiser = for_stage(dit, stage), Denoiser(dit, config)
+        with torch.device("meta"), FlopCounterMode(display=False) as counted: step_loss(denoiser, config, streams, 1, stage == 3).backward()
+        return counted.get_total_flops()
+    two, three = at(2), at(3)
+    return two + (config.model.depth - 2) * (three - two)                # each level adds the same
 
 # %% ../nbs/04b_learner.ipynb #flow-learner
 MASKS = dict(none=lambda: None, paper=paper_mix, reference=reference_mix)   # which frames are given while both streams learn

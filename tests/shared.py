@@ -13,7 +13,7 @@ from javisdit.core import generator, tiny
 from javisdit.data import Batch
 from javisdit.dit import JavisDiT
 from javisdit.engines import in_turn, share
-from javisdit.learner import Denoiser, FlowCallback, stage_learner, train_steps
+from javisdit.learner import Denoiser, FlowCallback, SampleCallback, stage_learner, train_steps
 from javisdit.models import save_model
 from javisdit.runs import claim_run
 
@@ -22,7 +22,7 @@ STEPS, BLOCK = 20, 10
 
 def config():
     c = tiny()
-    return replace(c, model=replace(c.model, width=32, depth=2, heads=2, skip="none"), train=replace(c.train, steps=STEPS, batch_size=4, micro=2, lr=1e-2, warmup=2))
+    return replace(c, model=replace(c.model, width=32, depth=2, heads=2, skip="none"), train=replace(c.train, steps=STEPS, batch_size=4, micro=2, lr=1e-2, warmup=2), sample=replace(c.sample, steps=2))
 
 
 class Clips:
@@ -51,20 +51,21 @@ class Watch(Callback):
         self.still = still if self.still is None else self.still & still
 
 
-def train(folder: Path, engine: str | None, dtype=torch.float64, valid=7) -> dict:
-    "Train in `folder` (from what is there) on all processes, or on this one alone; the loss of each step, and the weights."
+def train(folder: Path, engine: str | None, dtype=torch.float64, valid=5, block=BLOCK, stop=STEPS, bad=None, cbs=()) -> dict:
+    "Train in `folder` (from what is there) on all processes, or on this one alone, to step `stop`; clip `bad` is not a number. The loss of each step, and the weights."
     torch.set_default_dtype(dtype)
     c = config()
     dit = JavisDiT(**asdict(c.model)).init_weights("scratch", generator(0, "weights"))
     watch, alone = Watch(), engine is None
     export = lambda path: save_model(dit, c, path)
     with nullcontext() if alone else in_turn(): claim_run(folder, c, seed=0)
-    learn = stage_learner(Denoiser(dit, c), FlowCallback(c, 0), terms, ("video", "audio"), c, Clips(16, 1, dtype), Clips(valid, 2, dtype), folder, export, block=BLOCK,
-                          cbs=[watch, *share(engine or "ddp", processes=not alone)], keep=3)
-    for name in ("progress", "status", "recorder"): learn.remove_cb(getattr(learn, name))   # fastai's smoothed loss is float32
-    start = learn.step
-    train_steps(learn)
-    losses = torch.tensor(watch.losses, dtype=torch.float64).view(STEPS - start, -1).mean(1)
+    source = Clips(16, 1, dtype)
+    if bad is not None: source.parts[0][bad] = torch.nan
+    learn = stage_learner(Denoiser(dit, c), FlowCallback(c, 0), terms, ("video", "audio"), c, source, Clips(valid, 2, dtype), folder, export, block=block,
+                          cbs=[watch, *cbs, *share(engine or "ddp", processes=not alone)], keep=3)
+    start, learn.dls[0].stop = learn.step, stop
+    with learn.no_bar(), learn.no_logging(): train_steps(learn)
+    losses = torch.tensor(watch.losses, dtype=torch.float64).view(stop - start, -1).mean(1)
     if not alone: dist.all_reduce(losses); losses /= learn.world
     weights = torch.cat([(p.full_tensor() if isinstance(p, DTensor) else p).detach().flatten() for p in dit.parameters()])
     pieces = sum(x.nbytes for p in dit.parameters() for x in [p.to_local() if isinstance(p, DTensor) else p])
@@ -97,3 +98,16 @@ def every_way(folder: Path, resume: bool = True) -> dict:
             if engine or not rank: done(to.name, train(to, engine))
     dist.barrier()
     return {f"{name}.{key}": x for name, result in results.items() for key, x in result.items()}
+
+
+def together(folder: Path) -> dict:
+    "What several processes must agree on. Called by two processes: a run with three lives whose blocks end between two rows of the log, a clip that is not a number, samples."
+    folder, c, said = Path(folder), config(), {}
+    train(folder / "whole", "ddp", torch.float32, block=3, stop=12)
+    for stop in (3, 6, 12): train(folder / "broken", "ddp", torch.float32, block=3, stop=stop)
+    try: train(folder / "bad", "ddp", torch.float32, bad=5)
+    except FloatingPointError as e: said["bad"] = str(e)
+    for engine in ("ddp", "fsdp"):
+        made = SampleCallback(c, Clips(2, 2, torch.float32), folder / engine, every=2)
+        said[engine] = train(folder / engine, engine, torch.float32, block=4, stop=4, cbs=[made])["losses"]
+    return said

@@ -8,26 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 
+from javisdit.flow import read_log
 from javisdit.launch import launch
 
 WAYS = ("one", "ddp", "fsdp")
 
 
-def compute(folder, resume):
-    cell = "import sys\nsys.path.insert(0, tests)\nfrom javisdit.launch import give\nfrom shared import every_way\ngive(**every_way(folder, resume))"
-    return launch(cell, 2, dict(tests=str(Path(__file__).parent), folder=str(folder), resume=resume), timeout=1800)[0]
+def compute(what, folder, *args):
+    "What each of two processes returns that calls a function of shared.py."
+    cell = "import sys\nsys.path.insert(0, tests)\nimport shared\nfrom javisdit.launch import give\ngive(**getattr(shared, what)(folder, *args))"
+    return launch(cell, 2, dict(tests=str(Path(__file__).parent), what=what, folder=str(folder), args=args), timeout=1800)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     "What two processes compute, as rank 0 saw it."
-    return compute(tmp_path_factory.mktemp("runs"), resume=False)
+    return compute("every_way", tmp_path_factory.mktemp("runs"), False)[0]
 
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
     "And from checkpoints."
-    return compute(tmp_path_factory.mktemp("resumed"), resume=True)
+    return compute("every_way", tmp_path_factory.mktemp("resumed"), True)[0]
 
 
 def test_one_process_learns_and_everything_moves(results):
@@ -46,6 +48,17 @@ def test_two_processes_give_the_curve_of_one(results, way):
 def test_fsdp_holds_half(results):
     assert results["ddp.pieces"] == results["one.pieces"]
     assert 0.5 <= results["fsdp.pieces"] / results["one.pieces"] < 0.52
+
+
+def test_two_processes_agree(tmp_path):
+    both = compute("together", tmp_path)
+    speed = {"steps_per_second", "clips_per_second"}
+    logs = [[{k: x for k, x in row.items() if k not in speed} for row in read_log(tmp_path / name / "log.jsonl")] for name in ("whole", "broken")]
+    assert logs[0] == logs[1] and [r["step"] for r in logs[0] if "video" in r] == [10]                     # rows that two lives share are whole
+    assert both[0]["bad"] == both[1]["bad"] and len(both[0]["bad"].partition("clips: ")[2].partition(". Look")[0].split(", ")) == 2      # one of two micro batches
+    assert " 5" in both[0]["bad"]
+    for engine in ("ddp", "fsdp"): assert sorted(p.name for p in (tmp_path / engine / "samples").iterdir()) == ["step-00000002-0.mp4", "step-00000004-0.mp4"]
+    torch.testing.assert_close(both[0]["ddp"], both[0]["fsdp"], rtol=1e-4, atol=0)
 
 
 @pytest.mark.slow

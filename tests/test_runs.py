@@ -14,8 +14,9 @@ from kill_test import BLOCK, CONFIG, differences, latents, outcome, small_learne
 from notebooks import ROOT
 
 from javisdit import runs
+from javisdit.bench import step_flops
 from javisdit.flow import read_log
-from javisdit.learner import Callback, CheckpointCallback, SampleCallback, StepLoader, StepSampler, train_steps
+from javisdit.learner import Callback, CheckpointCallback, EvalLoader, SampleCallback, StepLoader, StepSampler, train_steps, training_flops
 from javisdit.runs import checkpoints, damage, newest_checkpoint, read_index
 
 SHORT = replace(CONFIG, train=replace(CONFIG.train, steps=2 * BLOCK))
@@ -39,9 +40,13 @@ class At(Callback):
 def steps(out): return [read_index(p)["step"] for p in checkpoints(out / "checkpoints")]
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed(kills):
-    done = subprocess.run([sys.executable, str(ROOT / "tests" / "kill_test.py"), "--kills", str(kills), "--torn", str(max(1, kills // 4))], capture_output=True, text=True)
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("how", ["--kills 3", "--nproc 2 --kills 2", pytest.param("--kills 20", marks=slow), pytest.param("--nproc 2 --kills 20", marks=slow), pytest.param("--nproc 2 --launch --kills 20", marks=slow)])
+def test_killed(how):
+    torn = max(1, int(how.split()[-1]) // 4)
+    done = subprocess.run([sys.executable, str(ROOT / "tests" / "kill_test.py"), *how.split(), "--torn", str(torn)], capture_output=True, text=True)
     assert done.returncode == 0 and "all equal bit for bit" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
 
 
@@ -143,9 +148,29 @@ def test_a_branch_samples_what_it_has(tmp_path, stage, files):
 
 def test_status_where_nobody_sees_a_bar(tmp_path, capsys):
     learn = small_learner(tmp_path, SHORT)
-    learn.status.flops, learn.status.peak = 1e6, 1e9
+    learn.progress.flops, learn.progress.peak = 1e6, 1e9
     with learn.no_logging(): train_steps(learn)
     assert "step 10 of 12 · video" in (out := capsys.readouterr().out) and "clips/s · MFU " in out and "left" in out
+
+
+def test_a_source_hears_what_comes():
+    "A source that reads in the background is told of two micro batches more than it is asked for."
+    class Told:
+        def __init__(self): self.told, self.ahead, self.clips = [], [], latents(16, 0)
+        def __len__(self): return 16
+        def expect(self, keys): self.told.append(keys)
+        def batch(self, keys): self.ahead.append(self.told.index(keys) - len(self.told)); return self.clips.batch(keys)
+    for loader in (StepLoader(Told(), StepSampler(16, 4, micro=2), stop=4, block=4), EvalLoader(Told(), 2)):
+        assert len(list(loader)) == 8 and loader.source.ahead == [-3] * 6 + [-2, -1]
+
+
+def test_flops_are_those_of_chapter_11():
+    "PyTorch counts what the formulas count: three forward passes where all weights learn, fewer where some are frozen."
+    counted = {stage: training_flops(CONFIG, stage) for stage in (None, 0, 1, 3)}
+    assert 1 < counted[None] / (3 * sum(step_flops(CONFIG, rows=1).values())) < 1.3
+    assert counted[0] + counted[1] < counted[None] and counted[3] < counted[None]
+    deep = replace(CONFIG, model=replace(CONFIG.model, depth=5))
+    assert training_flops(deep, 3) > 2.5 * counted[3]
 
 
 def test_a_fake_wandb_gets_the_rows(tmp_path, monkeypatch):
