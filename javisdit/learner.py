@@ -200,7 +200,7 @@ def tokens(
     if prior is None: return None, None
     return prior([captions[i] for i in batch.index.tolist()], TextStates(batch.text, batch.text_mask), generators, sample=generators is not None)
 
-# %% ../nbs/04b_learner.ipynb #flow-task
+# %% ../nbs/04b_learner.ipynb #clip-of
 def clip_of(batch: Batch, config: Config) -> ClipConfig:
     "The geometry of a batch's clips, which may have the size and length of a bucket (chapter 03b) instead of the config's."
     c, codec, t = config.clip, config.codec, batch.video.shape[2:3]
@@ -209,6 +209,7 @@ def clip_of(batch: Batch, config: Config) -> ClipConfig:
     frames = max(f for f in range(1, t[0] * codec.video_stride[0] + 1) if codec.latent_frames(f) == t[0])
     return replace(c, frames=frames, height=int(batch.height[0]), width=int(batch.width[0]))
 
+# %% ../nbs/04b_learner.ipynb #flow-task
 class FlowCallback(Callback):
     "The task of stages 0, 1 and 3: a batch of latents becomes (noisy latents, velocity)."
     def __init__(self, config: Config, seed: int, streams: tuple = ("video", "audio"),
@@ -241,7 +242,6 @@ class FlowCallback(Callback):
         batch, here, xs, target = self.xb[0], self.micro.batch, dict(video=None, audio=None), {}
         device, words = batch.text.device, trim_text(here.text, here.text_mask)[0].shape[1]     # counted before the batch is sent: nobody waits
         clip, (t, drop, generated) = clip_of(here, self.config), self.draws(here)
-        facts = None if clip == self.config.clip else self.learn.bare.facts_of(clip)
         t, drop, generated = tree_map(lambda x: sent(x, device), (shift_times(t, shift_ratio(clip, self.config.train.shift)).to(getattr(batch, self.streams[0]).dtype), drop, generated))
         for name, g in zip(xs, generated):
             if name not in self.streams: continue
@@ -249,8 +249,7 @@ class FlowCallback(Callback):
             xs[name], v = noisify(x, sent(draw_noise(x.shape[1:], self.generators).to(x.dtype), device), t, g)
             target[name] = (v, g)
         prior = (None, None) if self.prior is None else tokens(self.prior, self.captions, replace(batch, index=here.index), self.generators if self.training else None)
-        self.learn.xb = (*xs.values(), t, batch.text[:, :words], batch.text_mask[:, :words], drop, prior, generated, facts)
-        self.learn.yb = (target,)
+        self.learn.yb, self.learn.xb = (target,), (*xs.values(), t, batch.text[:, :words], batch.text_mask[:, :words], drop, prior, generated, None if clip == self.config.clip else self.learn.bare.facts_of(clip))
 
 # %% ../nbs/04b_learner.ipynb #lr
 def learning_rate(step: int, train: TrainConfig) -> float:
