@@ -389,13 +389,6 @@ class CachedLatents:
     def select(self, keys: list[int]) -> "CachedLatents":
         "The data set of these clips only."
         return CachedLatents(self.folder, self.keep, [self.places[k] for k in keys])
-    def load(self) -> Latents:
-        "All of it in memory, for a cache of one shape that fits there."
-        if len(set(self.shapes)) > 1: raise ValueError(f"{self.folder} holds clips of {len(set(self.shapes))} shapes: train from it as it is, without loading it")
-        batches = (self.batch(range(i, min(i + 256, len(self)))) for i in range(0, len(self), 256))
-        kept = [(b.video.half(), b.audio.half(), b.text.half(), b.text_mask, b.fps) for b in batches]        # in half precision, as in the shards
-        video, audio, text, mask, fps = map(torch.cat, zip(*kept))
-        return Latents(video, audio, text, mask, self.captions, self.ids, fps, self.shapes[0][1:], self.report)
 
 # %% ../nbs/03c_cache.ipynb #unused
 def unused(folder) -> list[Path]:
@@ -403,6 +396,15 @@ def unused(folder) -> list[Path]:
     folder = Path(folder)
     named = {s["name"] for s in json.loads((folder / "index.json").read_text())["shards"]}
     return sorted(p for p in folder.glob("shard-*") if p.name not in named)
+
+@patch
+def load(self: CachedLatents) -> Latents:
+    "All of it in memory, for a cache of one shape that fits there."
+    if len(set(self.shapes)) > 1: raise ValueError(f"{self.folder} holds clips of {len(set(self.shapes))} shapes: train from it as it is, without loading it")
+    batches = (self.batch(range(i, min(i + 256, len(self)))) for i in range(0, len(self), 256))
+    kept = [(b.video.half(), b.audio.half(), b.text.half(), b.text_mask, b.fps) for b in batches]        # in half precision, as in the shards
+    video, audio, text, mask, fps = map(torch.cat, zip(*kept))
+    return Latents(video, audio, text, mask, self.captions, self.ids, fps, self.shapes[0][1:], self.report)
 
 # %% ../nbs/03c_cache.ipynb #media-source
 class MediaSource:

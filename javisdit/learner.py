@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'MASKS', 'StepSampler', 'Micro', 'read_ahead', 'StepLoader', 'EvalLoader', 'Denoiser', 'stream_loss',
-           'velocity_terms', 'pinned', 'sent', 'StepsCallback', 'even_times', 'draw_noise', 'tokens', 'FlowCallback',
-           'learning_rate', 'ScheduleCallback', 'AccumulateCallback', 'wide', 'EMACallback', 'GuardCallback',
-           'NamedLoss', 'LossLogCallback', 'CheckpointCallback', 'PrecisionCallback', 'PlotCallback', 'LossOnDevice',
-           'recorder', 'StatusCallback', 'sample_clips', 'SampleCallback', 'stage_learner', 'train_steps', 'step_loss',
-           'training_flops', 'flow_learner']
+           'velocity_terms', 'pinned', 'sent', 'StepsCallback', 'even_times', 'draw_noise', 'tokens', 'clip_of',
+           'FlowCallback', 'learning_rate', 'ScheduleCallback', 'AccumulateCallback', 'wide', 'EMACallback',
+           'GuardCallback', 'NamedLoss', 'LossLogCallback', 'CheckpointCallback', 'PrecisionCallback', 'PlotCallback',
+           'LossOnDevice', 'recorder', 'StatusCallback', 'sample_clips', 'SampleCallback', 'stage_learner',
+           'train_steps', 'step_loss', 'training_flops', 'flow_learner']
 
 # %% ../nbs/04b_learner.ipynb #imports
 import math
@@ -38,7 +38,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from .codecs import load_codecs
-from .core import Config, TrainConfig, config_to_dict, generator
+from .core import ClipConfig, Config, TrainConfig, config_to_dict, generator
 from .data import Batch
 from .dit import Drops, JavisDiT, Velocity, clip_facts, draw_drops, trim_text
 from .flow import logit_normal, noisify, plot_log, sample_latents, shift_ratio, shift_times, time_grid, velocity_loss
@@ -119,13 +119,14 @@ class Denoiser(nn.Module):
     "Conditions and transformer in one forward: what is differentiated in a training step."
     def __init__(self, dit: JavisDiT, config: Config):
         super().__init__()
-        codecs = load_codecs(config) if config.model.bi == "seconds" else ()     # they state the times of latent frames
-        self.dit, self.facts = dit, clip_facts(config.clip, *codecs)
+        self.codecs = load_codecs(config) if config.model.bi == "seconds" else ()     # they state the times of latent frames
+        self.dit, self.facts = dit, self.facts_of(config.clip)
+    def facts_of(self, clip: ClipConfig) -> dict: return clip_facts(clip, *self.codecs)
 
     def forward(self, video: Tensor | None, audio: Tensor | None, t: Tensor, text: Tensor, text_mask: Tensor,
-                drop: Drops | None = None, prior: tuple = (None, None), generated: tuple = (None, None)) -> Velocity:
-        "Velocities of noisy latents (b c t h w), (b c t m) at noise level t (b,) in [0, 1]; None for a stream that the model lacks."
-        cond = self.dit.conditions(text, text_mask, *prior, drop=drop, **self.facts)
+                drop: Drops | None = None, prior: tuple = (None, None), generated: tuple = (None, None), facts: dict | None = None) -> Velocity:
+        "Velocities of noisy latents (b c t h w), (b c t m) at noise level t (b,) in [0, 1]; None for a stream that the model lacks. `facts`: of clips that are not the config's."
+        cond = self.dit.conditions(text, text_mask, *prior, drop=drop, **facts or self.facts)
         return self.dit(*self.both(video, audio), 1000 * t, cond, *generated)
     def both(self, video, audio):
         "Latents of both streams: of one that is None, a single token."
@@ -200,6 +201,15 @@ def tokens(
     if prior is None: return None, None
     return prior([captions[i] for i in batch.index.tolist()], TextStates(batch.text, batch.text_mask), generators, sample=generators is not None)
 
+# %% ../nbs/04b_learner.ipynb #clip-of
+def clip_of(batch: Batch, config: Config) -> ClipConfig:
+    "The geometry of a batch's clips, which may have the size and length of a bucket (chapter 03b) instead of the config's."
+    c, codec, t = config.clip, config.codec, batch.video.shape[2:3]
+    if batch.video.shape[1:] == config.video_latent: return c
+    if not t: return replace(c, frames=int(batch.audio.shape[2] * codec.audio_stride[0] * c.hop / c.sample_rate * c.fps))      # sound alone
+    frames = max(f for f in range(1, t[0] * codec.video_stride[0] + 1) if codec.latent_frames(f) == t[0])
+    return replace(c, frames=frames, height=int(batch.height[0]), width=int(batch.width[0]))
+
 # %% ../nbs/04b_learner.ipynb #flow-task
 class FlowCallback(Callback):
     "The task of stages 0, 1 and 3: a batch of latents becomes (noisy latents, velocity)."
@@ -207,7 +217,6 @@ class FlowCallback(Callback):
                  masks=None,      # `(n, video_frames, audio_frames, generator)` -> which are generated, (n t) bool each
                  prior: CaptionPrior | None = None):   # None: the null prior
         self.config, self.seed, self.streams, self.masks, self.prior = config, seed, streams, masks, prior
-        self.ratio = shift_ratio(config.clip, config.train.shift)
 
     def draws(self, batch: Batch):
         "Noise levels, dropped conditions and given frames of the clips of a batch."
@@ -221,7 +230,8 @@ class FlowCallback(Callback):
 
     def levels(self):
         "Noise levels of the held-out clips, spread evenly and shuffled."
-        return even_times(n := len(self.dl.source))[torch.randperm(n, generator=generator(self.seed, "levels"))]
+        n = len(self.dl.source)
+        return even_times(n)[torch.randperm(n, generator=generator(self.seed, "levels"))]
 
     def before_train(self):
         if self.prior is None: return
@@ -232,15 +242,15 @@ class FlowCallback(Callback):
     def before_batch(self):
         batch, here, xs, target = self.xb[0], self.micro.batch, dict(video=None, audio=None), {}
         device, words = batch.text.device, trim_text(here.text, here.text_mask)[0].shape[1]     # counted before the batch is sent: nobody waits
-        t, drop, generated = tree_map(lambda x: sent(x, device), self.draws(here))
-        t = shift_times(t, self.ratio).to(getattr(batch, self.streams[0]).dtype)
+        clip, (t, drop, generated) = clip_of(here, self.config), self.draws(here)
+        t, drop, generated = tree_map(lambda x: sent(x, device), (shift_times(t, shift_ratio(clip, self.config.train.shift)).to(getattr(batch, self.streams[0]).dtype), drop, generated))
         for name, g in zip(xs, generated):
             if name not in self.streams: continue
-            xs[name], v = noisify(x := getattr(batch, name), sent(draw_noise(x.shape[1:], self.generators).to(x.dtype), device), t, g)
+            x = getattr(batch, name)
+            xs[name], v = noisify(x, sent(draw_noise(x.shape[1:], self.generators).to(x.dtype), device), t, g)
             target[name] = (v, g)
         prior = (None, None) if self.prior is None else tokens(self.prior, self.captions, replace(batch, index=here.index), self.generators if self.training else None)
-        self.learn.xb = (*xs.values(), t, batch.text[:, :words], batch.text_mask[:, :words], drop, prior, generated)
-        self.learn.yb = (target,)
+        self.learn.yb, self.learn.xb = (target,), (*xs.values(), t, batch.text[:, :words], batch.text_mask[:, :words], drop, prior, generated, None if clip == self.config.clip else self.learn.bare.facts_of(clip))
 
 # %% ../nbs/04b_learner.ipynb #lr
 def learning_rate(step: int, train: TrainConfig) -> float:
@@ -581,6 +591,7 @@ def flow_learner(
     stage: int | None = None,    # 0 video, 1 audio, 3 what joins them; None: all weights
     seed: int = 0,
     prior: CaptionPrior | None = None,   # trained by stage 2 and frozen here; None: the null prior
+    about: dict | None = None,           # other settings that make it this run
     **options,                   # of `stage_learner`
 ) -> Learner:
     "A learner for rectified flow of both streams, or of one."
@@ -590,4 +601,4 @@ def flow_learner(
     part, masks = (streams[0], None) if len(streams) == 1 else ("joint", MASKS[config.train.masks]())
     export = lambda folder: save_model(dit, config, folder, part, prior)
     task, status = FlowCallback(config, seed, streams, masks, prior), StatusCallback(training_flops(config, stage) if peak else None, peak)
-    return stage_learner(Denoiser(dit, config), task, velocity_terms, streams, config, train, valid, out_dir, export, seed=seed, about=dict(stage=stage), **dict(status=status) | options)
+    return stage_learner(Denoiser(dit, config), task, velocity_terms, streams, config, train, valid, out_dir, export, seed=seed, about=dict(stage=stage) | (about or {}), **dict(status=status) | options)
