@@ -134,9 +134,9 @@ def save_shard(
 ):
     "Write a shard; it appears complete or not at all."
     note = json.dumps(note | dict(entries=[dict(id=e.id, text=e.text, shape=e.shape) for e in entries]))
-    with whole(path) as tmp:
+    with whole(path) as tmp:                                     # clips with the same caption share its states, which the format refuses: hence clones
         if path.suffix == ".tar": _save_tar(tmp, entries, note)
-        else: save_file({f"{i}.{name}": x.contiguous() for i, e in enumerate(entries) for name, x in e.tensors.items()}, tmp, dict(note=note))
+        else: save_file({f"{i}.{name}": x.clone(memory_format=torch.contiguous_format) for i, e in enumerate(entries) for name, x in e.tensors.items()}, tmp, dict(note=note))
 
 def _save_tar(path, entries, note):
     with tarfile.open(path, "w") as tar:

@@ -230,8 +230,7 @@ class FlowCallback(Callback):
 
     def levels(self):
         "Noise levels of the held-out clips, spread evenly and shuffled."
-        n = len(self.dl.source)
-        return even_times(n)[torch.randperm(n, generator=generator(self.seed, "levels"))]
+        return even_times(n := len(self.dl.source))[torch.randperm(n, generator=generator(self.seed, "levels"))]
 
     def before_train(self):
         if self.prior is None: return

@@ -52,6 +52,12 @@ def equal(a, b): return type(a) is type(b) and all(torch.equal(x, y) for x, y in
 
 # ---- what is in it
 
+def test_clips_with_one_caption_share_a_shard(folder, tmp_path):
+    rows = [replace(r, text="the same") for r in read_manifest(folder / "manifest.csv")[:3]]
+    kept = write_cache(encoder(folder, rows), tmp_path, progress=False)
+    assert len(kept) == 3 and list(kept.captions) == ["the same"] * 3
+
+
 @pytest.mark.parametrize("options", [dict(), dict(seed=3), dict(start="middle"), dict(pictures=False), dict(negatives=2, pools=world_pools()), dict(negatives=1)])
 @pytest.mark.parametrize("tar", [False, True])
 def test_a_cache_is_what_raw_media_gives(folder, tmp_path, options, tar):
