@@ -112,6 +112,7 @@ def condition(
     if not rows: raise ValueError(f"mode {mode!r} needs {'a pair of clips' if pair else 'a clip'}: {MODES[mode]}")
     if pair and not all(isinstance(r, (tuple, list)) and len(r) == 2 for r in rows): raise ValueError("mode 'interpolate' needs pairs of clips (from, to)")
     n = kept_frames(pipe, seconds, 4 if pair else 2) if mode in ("extend", "interpolate") else 0
+    pipe.bring("video_codec", "audio_codec")
     laid = dict(video=torch.zeros(len(rows), *c.video_latent, device=pipe.device), audio=torch.zeros(len(rows), *c.audio_latent, device=pipe.device))
     shares = {name: torch.ones(len(rows), x.shape[2]) for name, x in laid.items()}
     for i, clip in enumerate(rows):
