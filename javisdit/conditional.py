@@ -4,19 +4,38 @@
 
 # %% auto #0
 __all__ = ['MODES', 'exactly', 'fitted', 'timed', 'kept_frames', 'rows_of', 'seen', 'heard', 'end_of', 'lay', 'pieces',
-           'condition', 'Piece', 'read_strategy', 'place_of', 'apply_strategy']
+           'condition', 'Piece', 'read_strategy', 'place_of', 'apply_strategy', 'carried', 'joined', 'stretches',
+           'write_stretches', 'picture_frames', 'alone', 'cascade', 'read_prompts', 'read_image', 'picture_size', 'Job',
+           'jobs_for', 'check_room', 'undone', 'write_list', 'deliver', 'wanted_mode', 'read_given', 'shaped', 'told',
+           'Order', 'fill_order', 'numbers', 'load_pipe', 'take_order', 'javisdit_generate']
 
 # %% ../nbs/08a_conditional.ipynb #imports
-from collections.abc import Iterator
-from dataclasses import replace
+import copy
+import csv
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
+import av
 import numpy as np
 import torch
+from av.video.reformatter import ColorRange, Colorspace
+from fastcore.script import call_parse
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .media import Clip, to_model
-from .sampler import Given, JavisDiTPipeline
+from .checkpoints import branch_only
+from .core import ClipConfig, MediaError
+from .media import FORMATS, SPEED, Clip, _planes, _video_stream, over_white, probe, probe_sound, read_audio, read_clip, read_settings, to_model
+from .sampler import Given, JavisDiTPipeline, check_choices
+from .t5 import split_prompt
 
 # %% ../nbs/08a_conditional.ipynb #modes
 MODES = {
@@ -169,3 +188,334 @@ def apply_strategy(
         if p.modality == 3: lay(audio, shares[1], heard, 0, 0, -1, p.share)
         if p.modality in (0, 2): lay(audio, shares[1], heard, int(first * ratio), int(start * ratio), int(p.length * ratio) if p.length >= 0 else -1, p.share)
     return Given(video[None], audio[None], shares[0][None], shares[1][None])
+
+# %% ../nbs/08a_conditional.ipynb #carried
+def carried(pipe: JavisDiTPipeline, latents: tuple, frames: int, row: int) -> Given:
+    "The last `frames` pictures of latents, and their sound from `row` on, as the beginning of the next ones."
+    c, given = pipe.settings, condition(pipe, "text")
+    lay(given.video[0], given.video_share[0], latents[0][0, :, -c.codec.latent_frames(frames):], 0, 0, -1, 0.0)
+    lay(given.audio[0], given.audio_share[0], latents[1][0, :, row:int(rows_of(pipe, c.clip.frames))], 0, 0, -1, 0.0)
+    return given
+
+def joined(before: np.ndarray | None, wave: np.ndarray, at: int, fade: int = 320) -> np.ndarray:
+    "`wave` as loud as `before`, which was heard of its beginning, and faded in from it at sample `at`."
+    if before is None: return wave
+    loud = lambda x: float(np.sqrt(np.mean(np.square(x[:len(before)]))))
+    if min(loud(before), loud(wave)) > 1e-4: wave = wave * min(loud(before) / loud(wave), 4.0)      # silence says nothing of loudness
+    fade = min(fade, len(before) - at)
+    up = np.linspace(0, 1, fade, dtype=np.float32)
+    middle = (1 - up) * before[at:at + fade] + up * wave[at:at + fade]
+    return np.concatenate([wave[:at], middle, wave[at + fade:]]).clip(-1, 1)
+
+# %% ../nbs/08a_conditional.ipynb #stretches
+def stretches(
+    pipe: JavisDiTPipeline,
+    prompt: str,                    # plain, or `|0| a calm sea |3| a storm`: from the fourth stretch on, a storm
+    seconds: float,                 # of the whole, with `clip`
+    clip: Clip | None = None,       # to begin with
+    keep: float | None = None,      # seconds that a stretch takes from the one before (default: half)
+    seed: int = 0,                  # stretch k uses seed + k
+    **options,                      # of the pipeline's call
+) -> Iterator[Clip]:
+    "A clip of any length, in stretches to be played one after the other; memory holds one of them."
+    c, n = pipe.settings.clip, kept_frames(pipe, keep)
+    sample, margin, total = (lambda frames: round(frames / c.fps * c.sample_rate)), pipe.settings.codec.video_stride[0], round(seconds * c.fps)
+    texts, rounds = split_prompt(prompt)
+    given, before, start, done, hop = None, None, 0, 0, c.hop * pipe.settings.codec.audio_stride[0]
+    if clip is not None:
+        clip = fitted(pipe, clip, "video", "audio")
+        given, start, done = condition(pipe, "extend", clip, n / c.fps), len(clip.video) - n, len(clip.video) - margin
+        if total <= len(clip.video): raise ValueError(f"{seconds:g} s are asked for and the clip already lasts {clip.seconds:g} s: ask for more")
+        before = clip.audio[sample(start):]
+        yield replace(clip, video=clip.video[:done], audio=clip.audio[:sample(done)])
+    first, k = sample(start), 0
+    while done < total:
+        text = texts[0] if rounds is None else texts[sum(r <= k for r in rounds) - 1]
+        latents = pipe(text, seed + k, given=given, output="latents", **options)
+        made, begin = pipe.decode(*latents)[0], first + round(rows_of(pipe, k * (c.frames - n))) * hop
+        wave = joined(before, made.audio, sample(done) - begin)
+        end = total if total <= start + c.frames and sample(total) - begin <= len(wave) else min(total, start + c.frames - margin)
+        yield replace(made, video=made.video[done - start:end - start], audio=wave[sample(done) - begin:sample(end) - begin])
+        row = round(rows_of(pipe, (k + 1) * (c.frames - n))) - round(rows_of(pipe, k * (c.frames - n)))
+        given, before, start, done, k = carried(pipe, latents, n, row), wave[row * hop:], start + c.frames - n, end, k + 1
+
+# %% ../nbs/08a_conditional.ipynb #write-stretches
+def write_stretches(
+    clips: Iterable[Clip],          # that follow each other
+    path,                           # of the file
+    settings: dict | None = None,   # what made them, as of `write_clip`
+    kind: str = "mp4",              # or "webm"
+    crf: float = 12,
+):
+    "One file of many clips, written as they come; equal clips give equal bytes."
+    clips, (pictures, sound) = iter(clips), FORMATS[kind]
+    head = next(clips)                                       # whatever is wrong with what is asked shows before a file is begun
+    try:
+        with av.open(f"file:{path}", "w", format=kind, options=dict(fflags="+bitexact")) as out:
+            if settings is not None: out.metadata["comment"] = json.dumps(settings, sort_keys=True, ensure_ascii=False)
+            video = _video_stream(out, pictures, head, *head.video.shape[1:3], crf)
+            audio = out.add_stream(sound, rate=head.sample_rate, layout="mono", bit_rate=96000, options=SPEED.get(sound, {}))
+            shown, heard = 0, 0
+            for clip in chain([head], clips):
+                out.mux([p for frame in picture_frames(clip, shown) for p in video.encode(frame)])
+                wave = av.AudioFrame.from_ndarray(np.ascontiguousarray(clip.audio)[None], format="fltp", layout="mono")
+                wave.sample_rate, wave.pts = clip.sample_rate, heard
+                out.mux(audio.encode(wave))
+                shown, heard = shown + len(clip.video), heard + len(clip.audio)
+            for stream in (video, audio): out.mux(stream.encode(None))
+    except OSError as e: raise MediaError(path, f"cannot be written ({e.strerror or e})", "make room, or choose another place") from e
+
+def picture_frames(clip: Clip, first: int) -> Iterator[av.VideoFrame]:
+    "Frames of a video stream whose number `first` is the clip's first picture."
+    for i, planes in enumerate(_planes(clip.video, 1)):
+        frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+        frame.pts, frame.colorspace, frame.color_range = first + i, Colorspace.SMPTE170M, ColorRange.MPEG
+        yield frame
+
+# %% ../nbs/08a_conditional.ipynb #cascade
+def alone(pipe: JavisDiTPipeline, stream: str) -> JavisDiTPipeline:
+    "A pipeline of the one stream that is inside a joint transformer: it neither hears nor sees the other, and knows no prior."
+    dit = branch_only(copy.deepcopy(pipe.transformer), stream)
+    single = JavisDiTPipeline(dit, pipe.video_codec, pipe.audio_codec, pipe.text_encoder, pipe.settings, None, (stream,))
+    single.guest, single._progress_bar_config = pipe.guest, getattr(pipe, "_progress_bar_config", {})
+    return single
+
+def cascade(
+    pipe: JavisDiTPipeline,
+    prompts,
+    first: str = "video",                     # the stream that is made by itself, or "audio"
+    seed: int = 0,
+    single: JavisDiTPipeline | None = None,   # what makes it (default: the stream inside the joint transformer)
+    **options,                                # of the pipeline's call
+) -> list[Clip]:
+    "Clips by a cascade: one stream from the prompt alone, then the other around it."
+    if first not in ("video", "audio"): raise ValueError(f"first={first!r} does not exist: choose video or audio")
+    latents = (single or alone(pipe, first))(prompts, seed, output="latents", **options)
+    made, blank = dict(zip(("video", "audio"), latents)), condition(pipe, "text")[[0] * len(latents[0])]
+    given = replace(blank, **{first: made[first], f"{first}_share": torch.zeros_like(getattr(blank, f"{first}_share"))})
+    return pipe(prompts, seed, given=given, **options)
+
+# %% ../nbs/08a_conditional.ipynb #prompts
+def read_prompts(prompt: str) -> list[str]:
+    "The prompts of a file: lines of a .txt, or the column `prompt` or `text` of a .csv; any other text is a prompt itself."
+    if not prompt.lower().endswith((".txt", ".csv")): return [prompt]
+    try: text = Path(prompt).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e: raise MediaError(prompt, f"cannot be read ({e})", "give a text or CSV file in UTF-8, or a prompt that does not end in .txt or .csv") from e
+    if prompt.lower().endswith(".txt"): found = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        rows = csv.DictReader(text.splitlines())
+        column = next((name for name in ("prompt", "text") if name in (rows.fieldnames or ())), None)
+        if column is None: raise MediaError(prompt, f"has no column prompt or text, but {', '.join(rows.fieldnames or ['nothing'])}", "name one so")
+        found = [row[column] or "" for row in rows]
+    if not found: raise MediaError(prompt, "holds no prompt", "write one in each line")
+    return found
+
+def read_image(path) -> Clip:
+    "A picture file as a clip of one picture, upright, transparent parts over white."
+    try: picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as e: raise MediaError(path, f"cannot be read as a picture ({type(e).__name__})", "give a PNG or JPEG file") from e
+    return Clip(over_white(np.asarray(picture))[None], None)
+
+def picture_size(size: str | None, aspect: str | None, pipe: JavisDiTPipeline) -> tuple[int, int]:
+    "Height and width from `240x424` (height x width), `240p` or nothing, and `16:9` (width : height): an aspect keeps the area."
+    c, (sh, sw) = pipe.settings.clip, pipe.settings.codec.video_stride[1:]
+    if size is None and aspect is None: return c.height, c.width
+    try:
+        ratio = None if aspect is None else float(aspect.split(":")[0]) / float(aspect.split(":")[1])
+        h, w = (int(size[:-1]), int(size[:-1]) * 16 / 9) if size and size.endswith("p") else map(int, size.split("x")) if size else (c.height, c.width)
+        if min(h, w) <= 0 or ratio is not None and not 0.1 <= ratio <= 10: raise ValueError
+    except (ValueError, IndexError, ZeroDivisionError): raise ValueError(f"--size {size} --aspect {aspect}: a size is 240x424 (height x width) or 240p, an aspect 16:9 (width : height, up to 10:1)") from None
+    if ratio is not None: h, w = math.sqrt(h * w / ratio), math.sqrt(h * w * ratio)
+    step = [math.lcm(s, 2) for s in (sh, sw)]                # files need even sides
+    near = tuple(max(s, round(x / s) * s) for x, s in zip((h, w), step))
+    if aspect is None and not size.endswith("p") and near != (h, w): raise ValueError(f"--size {size}: the model makes multiples of {step[0]} x {step[1]}; the nearest is {near[0]}x{near[1]}")
+    return near
+
+# %% ../nbs/08a_conditional.ipynb #jobs
+class Job(NamedTuple):
+    "A clip that is to be made."
+    prompt: str
+    seed: int
+    path: Path
+
+def jobs_for(prompts: list[str], out: str, n: int, seed: int, kinds: tuple) -> list[Job]:
+    "A file for each of `n` clips of each prompt: `out` itself, `out` with numbers, or numbered files in the folder `out` for a list."
+    path, many = Path(out), len(prompts) > 1 or Path(out).suffix == ""
+    if path.suffix and (many or path.suffix not in kinds): raise ValueError(f"--out {out}: {'a folder' if many else f'a file ending in {kinds[0]} or {kinds[1]}'} is needed")
+    if not (path.resolve().parent).is_dir(): raise ValueError(f"--out {out}: folder {path.parent} does not exist, make it first")
+    name = lambda i, k: path / (f"sample_{i:04d}" + (f"_{k}" if n > 1 else "") + kinds[0]) if many else path if n == 1 else path.with_stem(f"{path.stem}_{k}")
+    return [Job(p, seed + i * n + k, name(i, k)) for i, p in enumerate(prompts) for k in range(n)]
+
+def check_room(jobs: list[Job], clip: ClipConfig, seconds: float):
+    "Raises `ValueError` if the disk has no room for these clips, by a rough guess of a quarter bit a pixel."
+    size, folder = seconds * (clip.fps * clip.height * clip.width / 32 + 12000), jobs[0].path.resolve().parent
+    free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
+    if len(jobs) * size > free: raise ValueError(f"{len(jobs)} clips need about {len(jobs) * size / 1e6:,.1f} MB where {free / 1e6:,.1f} MB are free: make room, or choose another --out")
+
+def undone(jobs: list[Job], settings: dict) -> list[Job]:
+    "Jobs whose file is not there yet; raises `ValueError` for a file in a folder that was made otherwise."
+    left = []
+    for job in jobs:
+        if not job.path.exists(): left.append(job); continue
+        if read_settings(job.path) != dict(settings, prompt=job.prompt, seed=job.seed): raise ValueError(f"{job.path} is there already, made with other settings: choose another --out, or delete it")
+    return left
+
+# %% ../nbs/08a_conditional.ipynb #deliver
+def write_list(jobs: list[Job]):
+    "`manifest.csv` of a folder of clips: path, text and seed, a line a clip."
+    folder = jobs[0].path.parent
+    with open(part := folder / ".manifest.csv.part", "w", newline="", encoding="utf-8") as f:
+        csv.writer(f, lineterminator="\n").writerows([("path", "text", "seed"), *((j.path.name, j.prompt, j.seed) for j in jobs)])
+    part.replace(folder / "manifest.csv")
+
+def deliver(path: Path, write) -> Path:
+    "Let `write(path, kind)` make a file that appears under its name when it is whole."
+    part = path.with_name(f".{path.name}.part")
+    try: write(part, path.suffix[1:])
+    except BaseException: part.unlink(missing_ok=True); raise
+    return part.replace(path)
+
+# %% ../nbs/08a_conditional.ipynb #wishes
+def wanted_mode(video, audio, image, extend, to) -> str:
+    "The mode that files ask for; raises `ValueError` for combinations that leave nothing to make."
+    have = tuple(name for name, x in dict(video=video, audio=audio, image=image, extend=extend, to=to).items() if x)
+    modes = {(): "text", ("video",): "video-to-audio", ("audio",): "audio-to-video", ("image",): "image", ("audio", "image"): "image+audio", ("extend",): "extend", ("extend", "to"): "interpolate"}
+    if have not in modes: raise ValueError(f"--{' and --'.join(have)} do not go together: choose {', '.join(' and '.join(f'--{n}' for n in names) for names in modes if names)}")
+    return modes[have]
+
+def read_given(pipe: JavisDiTPipeline, mode: str, video=None, audio=None, image=None, extend=None, to=None):
+    "The clips of a mode from files, at the pipeline's rates; of a file that is longer than a clip, its beginning, and that is said."
+    c = pipe.settings.clip
+    as_ours, clip = dict(fps=c.fps, size=(c.height, c.width), sample_rate=c.sample_rate), Clip(None, None, c.fps, c.sample_rate)
+    for path, have in ((video, video and probe(video).seconds), (audio, audio and probe_sound(audio)[0])):
+        if not path: continue
+        if have < c.seconds - 0.5 / c.fps: raise ValueError(f"{path} lasts {have:.3f} s, {c.seconds:.3f} s are made: add --seconds {math.floor(have * c.fps) / c.fps:.3f}")
+        if have > c.seconds + 0.5 / c.fps: print(f"{path} lasts {have:.3f} s: its first {c.seconds:.3f} s are used")
+    if mode == "video-to-audio": return read_clip(video, **as_ours, seconds=c.seconds, audio=False)
+    if image: clip = replace(read_image(image), fps=c.fps, sample_rate=c.sample_rate)
+    if audio: clip = replace(clip, audio=read_audio(audio, c.sample_rate, seconds=c.seconds))
+    if mode == "extend": return read_clip(extend, **as_ours)
+    return (read_clip(extend, **as_ours), read_clip(to, **as_ours)) if mode == "interpolate" else clip
+
+def shaped(pipe: JavisDiTPipeline, seconds: float | None = None, height: int | None = None, width: int | None = None) -> JavisDiTPipeline:
+    "The same parts for clips of another length and size."
+    c = pipe.settings.clip
+    if seconds is not None and not (math.isfinite(seconds) and seconds * c.fps >= 1): raise ValueError(f"{seconds:g} s is no length: the shortest is {1 / c.fps:.3f} s, one picture")
+    frames = c.frames if seconds is None else round(seconds * c.fps)
+    new = copy.copy(pipe)
+    new.settings = replace(pipe.settings, clip=replace(c, frames=frames, height=height or c.height, width=width or c.width))
+    return new
+
+# %% ../nbs/08a_conditional.ipynb #order
+def told(clip: Clip) -> str:
+    "Length, size and rates of a clip in words."
+    parts = [f"{clip.seconds:.2f} s"]
+    if clip.video is not None: parts.append(f"{clip.video.shape[2]} x {clip.video.shape[1]} at {clip.fps:g} fps")
+    if clip.audio is not None: parts.append(f"sound at {clip.sample_rate} Hz")
+    return ", ".join(parts)
+
+@dataclass(frozen=True)
+class Order:
+    "What the command makes all its clips from, found before anything is made."
+    pipe: JavisDiTPipeline
+    jobs: list[Job]          # all of them
+    todo: list[Job]          # those of this process that are still to be made
+    mode: str
+    clips: object            # what is given, see `read_given`
+    seconds: float | None    # longer than a clip: goes on stepwise
+    keep: float | None       # seconds of an end that are given
+    settings: dict           # what is kept in the files
+    options: dict            # of the pipeline's call
+
+def fill_order(order: Order) -> Iterator[tuple[Job, str]]:
+    "Make and write each clip; yields it, and what it is, when its file is there."
+    given = None if order.mode == "text" or order.seconds else condition(order.pipe, order.mode, order.clips, order.keep)
+    for job in order.todo:
+        settings = dict(order.settings, prompt=job.prompt, seed=job.seed)
+        if order.seconds:
+            pieces = stretches(order.pipe, job.prompt, order.seconds, order.clips if order.mode == "extend" else None, order.keep, job.seed, **order.options)
+            deliver(job.path, lambda part, kind: write_stretches(pieces, part, settings, kind))
+            yield job, f"{order.seconds:.2f} s in stretches of {order.pipe.settings.clip.seconds:g} s"
+            continue
+        clip, = order.pipe(job.prompt, job.seed, given=given, **order.options)
+        if job.path.suffix in (".wav", ".flac"): clip = replace(clip, video=None)
+        deliver(job.path, lambda part, kind: clip.save(part, settings=settings, kind=kind))
+        yield job, told(clip)
+
+# %% ../nbs/08a_conditional.ipynb #take-order
+def numbers(guidance: str | None) -> float | tuple | None:
+    "Guidance as it is typed: a number, or two with a comma."
+    try: found = [float(g) for g in str(guidance).split(",")] if guidance is not None else [None]
+    except ValueError: raise ValueError(f"--guidance {guidance}: a number, or two of them, 4,2, for video and audio, are needed") from None
+    return found[0] if len(found) == 1 else tuple(found)
+
+def load_pipe(model, dtype: str, device: str, offload: bool, rank: int) -> JavisDiTPipeline:
+    "The pipeline of a process, on its device."
+    types = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+    if dtype not in types: raise ValueError(f"--dtype {dtype} does not exist: choose {', '.join(types)}")
+    pipe = JavisDiTPipeline.from_pretrained(model, types[dtype])
+    device = (f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if offload: pipe.enable_model_cpu_offload(device=device)
+    return pipe if offload else pipe.to(device)
+
+def take_order(prompt, out, seed, n, model, files: dict, keep, seconds, size, aspect, audio_only, guidance, machine: dict, rank=0, world=1, **options) -> Order:
+    "Everything that can be known before clips are made, the cheap things first; `ValueError` for what cannot be made."
+    mode, prompts, guidance = wanted_mode(**files), read_prompts(prompt), numbers(guidance)
+    files, options = {k: str(v) for k, v in files.items() if v}, dict(options, guidance=guidance)
+    for path in files.values():
+        if not Path(path).is_file(): raise MediaError(path, "is not a file" if Path(path).exists() else "does not exist", "check the path")
+    if seconds is not None and not 0 < seconds < math.inf: raise ValueError(f"--seconds {seconds}: a positive number is needed")
+    check_choices(options["steps"], guidance, n, options["prior"], options["solver"])
+    pipe = load_pipe(model, rank=rank, **machine)
+    if audio_only and "audio" not in pipe.streams: raise ValueError(f"--model {model} makes no sound: use one that stage 1 or 3 trained")
+    jobs = jobs_for(prompts, out, n, seed, (".mp4", ".webm") if "video" in pipe.streams and not audio_only else (".wav", ".flac"))
+    longer = mode == "extend" or mode == "text" and seconds is not None and seconds > pipe.settings.clip.seconds
+    if longer and (audio_only or pipe.streams != ("video", "audio")): raise ValueError("what is longer than a clip has pictures and sound: leave out --audio_only, and use a model of both streams")
+    pipe = shaped(pipe, None if longer else seconds, *picture_size(size, aspect, pipe))
+    c, clips = pipe.settings.clip, read_given(pipe, mode, **files)
+    if mode in ("extend", "interpolate") or longer: kept_frames(pipe, keep, 4 if mode == "interpolate" else 2)
+    total = (seconds or clips.seconds + c.seconds / 2) if mode == "extend" else seconds if longer else c.seconds
+    check_room(jobs, c, total)
+    pipe.request([t for p in prompts for t in (split_prompt(p)[0] if longer else [p])], seed, **options)
+    settings = dict(made_by="javisdit_generate", model=str(model), mode=mode, given=files, size=[c.height, c.width], seconds=total, keep=keep, **{**options, "guidance": list(guidance) if isinstance(guidance, tuple) else guidance})
+    in_folder = jobs[0].path.parent == Path(out)
+    return Order(pipe, jobs, undone(jobs[rank::world], settings) if in_folder else jobs[rank::world], mode, clips, total if longer else None, keep, settings, options)
+
+# %% ../nbs/08a_conditional.ipynb #command
+@call_parse
+def javisdit_generate(
+    prompt: str,               # what is seen and heard, in plain words; or a .txt (a prompt a line) or .csv (column prompt or text)
+    out: str = "clip.mp4",     # file to write; of a list of prompts, the folder; with --n, _0, _1, ... are put before the ending
+    seed: int = 0,             # clip i uses seed + i
+    n: int = 1,                # clips of each prompt
+    solver: str = "euler",     # euler, heun, midpoint, unipc: heun and midpoint compute twice a step
+    steps: int = None,         # of the solver (default: the model's)
+    prior: str = "sample",     # where and when, from the prompt: sample (drawn with the seed), mean, none
+    guidance: str = None,      # strength of the prompt, 1 = as learned (default: the model's); two numbers, 4,2: of video and of audio
+    negative: str = None,      # what is not to be seen and heard
+    video: str = None,         # a video that gets a sound
+    audio: str = None,         # a sound (or a video's) that gets pictures
+    image: str = None,         # a picture to begin with; with --audio, both are given
+    extend: str = None,        # a clip that goes on
+    to: str = None,            # with --extend: a clip to end with; what lies between is made
+    keep: float = None,        # seconds of an end that are given (default: half of a clip, a quarter with --to)
+    seconds: float = None,     # length (default: the model's; of --extend half a clip more); more than the model's goes on stepwise
+    size: str = None,          # 240x424 (height x width) or 240p (default: the model's)
+    aspect: str = None,        # 16:9 (width : height), with the area of the size
+    model: str = "tiny",       # `tiny` (ships with the package), `released`, the folder of a trained model or run, or of a saved pipeline
+    audio_only: bool = False,  # the sound alone, as .wav or .flac; a model of stage 1 has nothing else
+    device: str = "auto",      # auto, cpu, cuda
+    dtype: str = "float32",    # float32, bfloat16, float16: of the transformer
+    offload: bool = False,     # parts take turns on the device, which then needs less memory
+):
+    "Make videos with sound from prompts, and from what is there already."
+    rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1)))     # of torchrun
+    try:
+        order = take_order(prompt, out, seed, n, model, dict(video=video, audio=audio, image=image, extend=extend, to=to), keep, seconds, size, aspect, audio_only, guidance, dict(dtype=dtype, device=device, offload=offload),
+                           rank, world, steps=steps, solver=solver, prior=prior, negative_prompt=negative)
+        if order.jobs[0].path.parent == Path(out):
+            Path(out).mkdir(exist_ok=True)
+            if rank == 0: write_list(order.jobs)
+        if done := len(order.jobs[rank::world]) - len(order.todo): print(f"{out}: {done} clips are there already")
+        for job, what in fill_order(order): print(f"{job.path}  {what}, seed {job.seed}", flush=True)
+    except (ValueError, FileNotFoundError) as e: sys.exit(f"javisdit_generate: {e}")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SOLVERS', 'PARTS', 'STYLE', 'midpoint', 'heun', 'unipc', 'Given', 'joins', 'over_frames', 'sample_given',
-           'JavisDiTPipeline', 'Request', 'row_each', 'check_prompts', 'Walk', 'clip_noise', 'ticking', 'told',
-           'javisdit_generate', 'test_scenes', 'through_codecs', 'evaluate', 'as_img', 'gain_rows', 'sync_rows',
-           'as_table', 'write_report', 'javisdit_report']
+           'JavisDiTPipeline', 'Request', 'check_choices', 'row_each', 'check_prompts', 'Walk', 'clip_noise', 'ticking',
+           'test_scenes', 'through_codecs', 'evaluate', 'as_img', 'gain_rows', 'sync_rows', 'as_table', 'write_report',
+           'javisdit_report']
 
 # %% ../nbs/08_sampler.ipynb #imports
 import base64
@@ -31,7 +31,7 @@ from .detect import sync_report
 from .dit import clip_facts
 from .flow import euler, plot_log, sample_latents, shift_ratio, strengths, time_grid
 from .media import Clip, from_model, to_model
-from .parts import Parts, read_parts, save_parts
+from .parts import Parts, in_dtype, read_parts, save_parts
 from .prior import CaptionPrior
 from .t5 import prepare_prompt, split_prompt
 from .world import world_clip
@@ -173,7 +173,7 @@ def to(self: JavisDiTPipeline, device=None, dtype: torch.dtype | None = None) ->
     for name in PARTS:
         if device is not None and getattr(self, name) is not None: getattr(self, name).to(device)
     for part in (self.transformer, self.prior and self.prior.estimator):
-        if dtype is not None and part is not None: part.to(dtype)
+        if part is not None: in_dtype(part, dtype)
     if device is not None: self.guest = None
     return self
 
@@ -216,6 +216,13 @@ class Request:
         cut = lambda x: x if x is None else tuple(a[rows] for a in x) if isinstance(x, tuple) else x[rows]
         return replace(self, **{k: cut(getattr(self, k)) for k in ("prompts", "seeds", "negative", "given", "noise")})
 
+def check_choices(steps: int | None, guidance: float | tuple | None, n: int, prior: str, solver: str):
+    "Raises `ValueError` for numbers and names that no model can follow."
+    if n < 1: raise ValueError(f"n={n}: at least one clip of a prompt is needed")
+    if solver not in SOLVERS: raise ValueError(f"solver {solver!r} does not exist: choose {', '.join(SOLVERS)}")
+    if prior not in ("sample", "mean", "none"): raise ValueError(f"prior {prior!r} does not exist: choose sample, mean or none")
+    time_grid(1 if steps is None else steps), strengths(1 if guidance is None else guidance)
+
 def row_each(x, prompts: int, n: int, what: str):
     "Rows of `x`, which has one for all, one a prompt or one a clip, as one a clip."
     if x is None or len(x) == prompts * n: return x
@@ -235,14 +242,12 @@ def check_prompts(prompts: list[str], tokens: int):
 def request(self: JavisDiTPipeline, prompts, seed=0, steps=None, guidance=None, n=1, prior="sample", solver="euler", negative_prompt=None, given=None, noise=None) -> Request:
     "The arguments of a call, checked, with a row for each clip."
     c, prompts = self.settings, [prompts] if isinstance(prompts, str) else list(prompts)
-    if n < 1: raise ValueError(f"n={n}: at least one clip of a prompt is needed")
-    if solver not in SOLVERS: raise ValueError(f"solver {solver!r} does not exist: choose {', '.join(SOLVERS)}")
-    if prior not in ("sample", "mean", "none"): raise ValueError(f"prior {prior!r} does not exist: choose sample, mean or none")
+    check_choices(steps, guidance, n, prior, solver)
     b, negative = len(prompts), [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
     check_prompts([*prompts, *(negative or ())], self.text_encoder.tokens)
     seeds = [int(seed) + i for i in range(b * n)] if np.ndim(seed) == 0 else [int(s) for s in seed]
     if len(seeds) != b * n: raise ValueError(f"{len(seeds)} seeds for {b * n} clips: give one number, or one for each clip")
-    steps = len(time_grid(c.sample.steps if steps is None else steps)) - 1
+    steps = c.sample.steps if steps is None else steps
     for what, pair in (("given", given and (given.video, given.audio)), ("noise", noise)):
         if pair is None: continue
         if self.streams != ("video", "audio"): raise ValueError(f"{what}: this model makes {self.streams[0]} alone, both streams are needed")
@@ -322,44 +327,6 @@ def decode(self: JavisDiTPipeline, video: Tensor, audio: Tensor) -> list[Clip]:
     if "video" in self.streams: clips = [replace(k, video=from_model(x)) for k, x in zip(clips, self.video_codec.decode(video, c.frames).cpu())]
     if "audio" in self.streams: clips = [replace(k, audio=x.numpy()) for k, x in zip(clips, self.audio_codec.decode(audio, c.samples).cpu())]
     return clips
-
-# %% ../nbs/08_sampler.ipynb #command
-def told(clip: Clip) -> str:
-    "Length, size and rates of a clip in words."
-    parts = [f"{clip.seconds:.2f} s"]
-    if clip.video is not None: parts.append(f"{clip.video.shape[2]} x {clip.video.shape[1]} at {clip.fps:g} fps")
-    if clip.audio is not None: parts.append(f"sound at {clip.sample_rate} Hz")
-    return ", ".join(parts)
-
-@call_parse
-def javisdit_generate(
-    prompt: str,               # what is seen and heard, in plain words
-    out: str = "clip.mp4",     # file to write; with --n, _0, _1, ... are put before its ending
-    seed: int = 0,             # clip i uses seed + i
-    n: int = 1,                # clips to make
-    solver: str = "euler",     # euler, heun, midpoint, unipc: heun and midpoint compute twice a step
-    steps: int = None,         # of the solver (default: the model's)
-    prior: str = "sample",     # where and when, from the prompt: sample (drawn with the seed), mean, none
-    guidance: float = None,    # strength of the prompt, 1 = as learned (default: the model's)
-    model: str = "tiny",       # `tiny` (ships with the package) or the folder of a trained model or run
-    audio_only: bool = False,  # the sound alone, as .wav or .flac; a model of stage 1 has nothing else
-    device: str = "auto",      # auto, cpu, cuda
-):
-    "Make a video with sound from a prompt."
-    try:
-        if n < 1: raise ValueError(f"--n {n}: at least one clip is needed")
-        path = Path(out)
-        pipe = JavisDiTPipeline.from_pretrained(model)
-        kinds = (".mp4", ".webm") if "video" in pipe.streams and not audio_only else (".wav", ".flac")
-        if path.suffix not in kinds: raise ValueError(f"--out {out}: a file ending in {' or '.join(kinds)} is needed")
-        if not path.parent.is_dir(): raise ValueError(f"--out {out}: folder {path.parent} does not exist, make it first")
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        if audio_only and "audio" not in pipe.streams: raise ValueError(f"--model {model} makes no sound: use one that stage 1 or 3 trained")
-        for i, clip in enumerate(pipe.to(device)([prompt] * n, seed, steps, guidance, prior=prior, solver=solver)):
-            clip = replace(clip, video=None) if audio_only else clip
-            clip.save(target := path if n == 1 else path.with_stem(f"{path.stem}_{i}"))
-            print(f"{target}  {told(clip)}, seed {seed + i}")
-    except (ValueError, FileNotFoundError) as e: sys.exit(f"javisdit_generate: {e}")
 
 # %% ../nbs/08_sampler.ipynb #evaluate
 def test_scenes(n: int, config: Config, seed: int = 0, split: str = "test") -> list:
