@@ -77,6 +77,7 @@ def kept_frames(pipe: JavisDiTPipeline, seconds: float | None, parts: int = 2) -
     "Pictures of an end of `seconds` (default: the clip's length / `parts`), whole latent frames or chunks of them."
     c = pipe.settings
     unit = c.codec.video_chunk or c.codec.video_stride[0]
+    if c.clip.frames % unit: raise ValueError(f"clips of {c.clip.frames} pictures end inside a latent frame and have no end to keep: use a length in steps of {unit} pictures, {unit / c.clip.fps:.4g} s")
     n = max(1, round(c.clip.frames / parts / unit)) if seconds is None else round(seconds * c.clip.fps / unit)
     if seconds is not None and abs(n * unit - seconds * c.clip.fps) > 0.5 or not 0 < n * unit * (parts // 2) < c.clip.frames:
         most = (c.clip.frames - 1) // (parts // 2) // unit
@@ -88,8 +89,15 @@ def rows_of(pipe: JavisDiTPipeline, frames: int) -> float:
     c = pipe.settings
     return frames / c.clip.fps * c.clip.sample_rate / c.clip.hop / c.codec.audio_stride[0]
 
-def seen(pipe, video: np.ndarray) -> Tensor: return pipe.video_codec.encode(to_model(video)[None].to(pipe.device))
-def heard(pipe, wave: np.ndarray) -> Tensor: return pipe.audio_codec.encode(torch.from_numpy(np.ascontiguousarray(wave))[None].to(pipe.device))
+def seen(pipe: JavisDiTPipeline, video: np.ndarray) -> Tensor:
+    "The latent `(1 c t h w)` of pictures."
+    pipe.bring("video_codec")
+    return pipe.video_codec.encode(to_model(video)[None].to(pipe.device))
+
+def heard(pipe: JavisDiTPipeline, wave: np.ndarray) -> Tensor:
+    "The latent `(1 c t m)` of sound."
+    pipe.bring("audio_codec")
+    return pipe.audio_codec.encode(torch.from_numpy(np.ascontiguousarray(wave))[None].to(pipe.device))
 
 def end_of(pipe: JavisDiTPipeline, clip: Clip, n: int, first: bool) -> Iterator[tuple]:
     "`(stream, latent, where)` of the last `n` pictures of a clip and their sound as a beginning; or of the first `n`, as an end (`first`)."
@@ -112,7 +120,7 @@ def pieces(pipe: JavisDiTPipeline, mode: str, clip, n: int) -> Iterator[tuple]:
     "`(stream, latent (1 c t ...), where)` of everything that a mode gives of one clip, or pair of clips; ends have `n` pictures."
     if mode == "video-to-audio": yield "video", seen(pipe, timed(pipe, clip, "video")), 0
     if mode in ("audio-to-video", "image+audio"): yield "audio", heard(pipe, timed(pipe, clip, "audio")), 0
-    if mode in ("image", "image+audio"): yield "video", seen(pipe, fitted(pipe, replace(clip, video=None if clip.video is None else clip.video[:1]), "video").video), 0
+    if mode in ("image", "image+audio"): yield "video", seen(pipe, fitted(pipe, replace(clip, video=None if clip.video is None else clip.video[:1], fps=pipe.settings.clip.fps), "video").video), 0
     if mode in ("extend", "interpolate"): yield from end_of(pipe, clip[0] if mode == "interpolate" else clip, n, first=False)
     if mode == "interpolate": yield from end_of(pipe, clip[1], n, first=True)
 
@@ -131,7 +139,6 @@ def condition(
     if not rows: raise ValueError(f"mode {mode!r} needs {'a pair of clips' if pair else 'a clip'}: {MODES[mode]}")
     if pair and not all(isinstance(r, (tuple, list)) and len(r) == 2 for r in rows): raise ValueError("mode 'interpolate' needs pairs of clips (from, to)")
     n = kept_frames(pipe, seconds, 4 if pair else 2) if mode in ("extend", "interpolate") else 0
-    pipe.bring("video_codec", "audio_codec")
     laid = dict(video=torch.zeros(len(rows), *c.video_latent, device=pipe.device), audio=torch.zeros(len(rows), *c.audio_latent, device=pipe.device))
     shares = {name: torch.ones(len(rows), x.shape[2]) for name, x in laid.items()}
     for i, clip in enumerate(rows):

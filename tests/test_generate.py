@@ -61,7 +61,9 @@ def test_processes_share_a_list(prompts, tmp_path, monkeypatch, capsys):
         assert made(tmp_path / "two") == [f"sample_{i:04d}.mp4" for i in (range(0, 6, 2) if rank == "0" else range(6))]
     monkeypatch.setenv("WORLD_SIZE", "1"), monkeypatch.setenv("RANK", "0")
     javisdit_generate(str(prompts), str(tmp_path / "one"), steps=1)
-    for name in made(tmp_path / "one"): assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    for name in made(tmp_path / "one"):
+        a, b = (tmp_path / "one" / name, tmp_path / "two" / name)
+        assert read_settings(a) == read_settings(b) and np.abs(read_clip(a).video.astype(int) - read_clip(b).video).mean() < 1     # to rounding, see chapter 08
 
 
 def test_no_room(prompts, tmp_path, monkeypatch):
@@ -99,7 +101,7 @@ def test_modes_on_clips_of_the_world(pipe):
     captions = [world_clip(i).caption for i in range(3)]
     for mode in MODES:
         sources = () if mode == "text" else [*zip(clips, clips[1:] + clips[:1])] if mode == "interpolate" else clips
-        given = condition(pipe, mode, sources)
+        given = condition(pipe, mode, sources)[[0, 0, 0] if mode == "text" else slice(None)]
         x = pipe(captions, steps=1, given=given, output="latents")
         for a, (z, s) in zip(x, given.streams):
             kept = s[0] == 0

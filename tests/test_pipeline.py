@@ -131,4 +131,5 @@ def test_modes_with_chunks(released):
     assert [int((s == 0).sum()) for _, s in given.streams] == [5, int(17 / 24 * 25) - 1]
     for x, (z, s) in zip(long("a drum", steps=1, given=given, output="latents"), given.streams): assert torch.equal(x[:, :, s[0] == 0], z[:, :, s[0] == 0])
     assert int((condition(long, "image", clip).video_share == 0).sum()) == 1
+    with pytest.raises(ValueError, match="end inside a latent frame.*steps of 17 pictures"): condition(released, "extend", clip)
     with pytest.raises(ValueError, match="steps of 0.7083 s, up to 0.7083 s"): condition(long, "extend", clip, seconds=0.5)
