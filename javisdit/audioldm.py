@@ -37,6 +37,10 @@ class AudioLDM2Codec(nn.Module):
 
     def train(self, mode: bool = True): return super().train(False)   # frozen
 
+    def save_pretrained(self, folder: str | Path):
+        "Write the sub-folders `vae` and `vocoder` that `load_audioldm2` reads."
+        for name in ("vae", "vocoder"): getattr(self, name).save_pretrained(Path(folder) / name)
+
     def encode(self, wave: Tensor, generator: torch.Generator | None = None) -> Tensor:
         "Waveform `(b n)` in [-1, 1] -> latents `(b c t m)`, about one in size; `generator`: a draw from the posterior."
         return self.from_mel(self.mel(wave), generator)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['per_sample', 'noisify', 'logit_normal', 'shift_ratio', 'shift_times', 'velocity_loss', 'flow_loss', 'time_grid',
-           'euler', 'guided', 'sample_latents', 'read_log', 'plot_log']
+           'euler', 'strengths', 'guided', 'sample_latents', 'read_log', 'plot_log']
 
 # %% ../nbs/04a_flow.ipynb #imports
 import json
@@ -83,9 +83,15 @@ def euler(velocity, x, times: Tensor, on_step=None):
         if on_step is not None: on_step(i, s, x)
     return x
 
-def guided(v_text, v_null, guidance: float):
+def strengths(guidance: float | tuple) -> tuple:
+    "Guidance of video and of audio, from one number or a pair; `ValueError` if that is no finite number."
+    pair = tuple(guidance) if isinstance(guidance, (tuple, list)) else (guidance,) * 2
+    if len(pair) != 2 or not all(math.isfinite(g) for g in pair): raise ValueError(f"guidance {guidance}: a finite number is needed, 1 for none, or two of them, for video and audio")
+    return pair
+
+def guided(v_text, v_null, guidance: float | tuple):
     "Classifier-free guidance on tuples: away from the null prediction, by `guidance` (1 = none)."
-    return tuple(n + guidance * (c - n) for c, n in zip(v_text, v_null))
+    return tuple(n + g * (c - n) for c, n, g in zip(v_text, v_null, strengths(guidance)))
 
 # %% ../nbs/04a_flow.ipynb #sample
 @torch.no_grad()
@@ -94,15 +100,16 @@ def sample_latents(
     cond,                    # its `Conditions` for b clips
     noise,                   # (video, audio) noise to start from
     times: Tensor,           # (n + 1,) from `time_grid`
-    guidance: float = 1.0,   # 1 = follow the caption as learned
+    guidance: float | tuple = 1.0,   # 1 = follow the caption as learned; a pair: of video and of audio
     on_step=None,            # called as `on_step(i, t, x)`
     generated=(None, None),  # of video and audio (b t) bool: False = given, `noise` holds the clean latent there, which stays
     solver=euler,            # `solver(velocity, x, times, on_step)`; chapter 08 has others
+    against=None,            # `Conditions` to move away from (a negative prompt); None: the null ones
     **options,               # of the transformer: `prior_scope`, `window_padding`
 ):                           # (video, audio) latents
     "Guided sampling of both streams at once (App. C.1)."
-    if not math.isfinite(guidance): raise ValueError(f"guidance {guidance}: a finite number is needed, 1 for none")
-    both, twice = None if guidance == 1 else dit.guided(cond), lambda a: None if a is None else torch.cat([a, a])
+    both = None if strengths(guidance) == (1, 1) else dit.guided(cond) if against is None else cond.cat(against, guided=True)
+    twice = lambda a: None if a is None else torch.cat([a, a])
     def velocity(x, t):
         if both is None: return dit(*x, (1000 * t).expand(len(x[0])), cond, *generated, **options)
         v = dit(*map(twice, x), (1000 * t).expand(2 * len(x[0])), both, *map(twice, generated), **options)

@@ -27,7 +27,7 @@ class Weights:
     repo: str          # its id on the Hugging Face Hub, or the address of the file
     files: tuple       # patterns of the files that are needed, every one of them
     gigabytes: float   # of these files
-    licence: str       # as the owners state it
+    licence: str       # about what the owners state; their page decides
 
     @property
     def page(self): return self.repo if "://" in self.repo else f"https://huggingface.co/{self.repo}"

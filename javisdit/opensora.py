@@ -21,7 +21,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
 from fastcore.basics import patch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .hub import fill, find_weights
@@ -308,6 +308,12 @@ def opensora_codec(
     except KeyError as e: raise ValueError(f"these are not the weights of OpenSora's video codec: {e.args[0]} is missing among {len(state)} tensors") from None
     with torch.device("meta"): codec = OpenSoraCodec(AutoencoderKL(**configs[0]), TemporalVAE(**configs[1]), **options)
     return fill(codec, {k.replace("spatial_vae.module.", "spatial_vae."): v.to(dtype) for k, v in state.items()}, "OpenSora's video codec")
+
+@patch
+def save_pretrained(self: OpenSoraCodec, folder: str | Path):
+    "Write the `model.safetensors` that `load_opensora` reads."
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file({k.replace("spatial_vae.", "spatial_vae.module."): v.contiguous() for k, v in self.state_dict().items()}, Path(folder) / "model.safetensors")
 
 def load_opensora(folder: str | Path | None = None, **options) -> OpenSoraCodec:
     "OpenSora v1.2's video codec from its repository, or from a `folder` with its `model.safetensors`."

@@ -7,6 +7,7 @@ __all__ = ['clean_caption', 'add_suffix', 'split_prompt', 'merge_prompt', 'prepa
 
 # %% ../nbs/00dc_t5.ipynb #imports
 import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
 from .encoders import TextStates, TokenEncoder
-from .hub import find_weights, no_progress_bar
+from .hub import WEIGHTS, alternatives, find_weights, no_progress_bar
 
 # %% ../nbs/00dc_t5.ipynb #clean
 def clean_caption(
@@ -87,6 +88,12 @@ class T5(TokenEncoder):
     def release(self):
         "Give the memory back; the next caption loads the weights again."
         self.model = None
+
+    def save_pretrained(self, folder: str | Path):
+        "Copy the files that the weights are read from."
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for pattern in alternatives(WEIGHTS["t5-xxl"].files, Path(self.folder)):
+            for file in Path(self.folder).glob(pattern): shutil.copyfile(file, Path(folder) / file.name)
 
     def __enter__(self): return self
     def __exit__(self, *_): self.release()
