@@ -94,7 +94,8 @@ def listed(folder: Path, table: Path) -> list:
     for i, row in enumerate(read_manifest(table, fill=False)):
         own, path = table.parent.resolve() == folder.resolve(), row.path or row.audio_path
         name = Path(os.path.relpath(path, table.parent)).with_suffix("").as_posix()
-        names = [name] if own else [f"sample_{i:04d}", name, Path(name).name]
+        moved = [Path(name).name] * name.startswith("..")        # a folder that was copied with its table: the paths are still the old ones
+        names = [*moved, name] if own else [f"sample_{i:04d}", *moved, name, Path(name).name]
         try: labels, fault = labels_of(row.extra), ""
         except ValueError as e: raise MediaError(table, f"row {i}: {e}", "correct the table") from None
         try: truth = inside(table.parent, row.extra["truth"]) if row.extra.get("truth") else None
@@ -391,7 +392,7 @@ def set_lines(metrics: list, judges: Judges, scored: list, fake: dict, real: dic
     "Distances to the references, and what is left out of them or cannot be computed."
     lines, left, missing = [], {}, {}
     for m in metrics:
-        if m.features not in real: missing[m.name] = f"the references hold {', '.join(real) or 'nothing'}, and not {m.features}"; continue
+        if not real.get(m.features): missing[m.name] = f"the references hold {', '.join(n for n, r in real.items() if r) or 'nothing'} that can be used, and not {m.features}"; continue
         value, low, high, note = set_value(m, fake[m.features], real[m.features], seed=seed, draws=50)
         out = {s.item.id: s.rows[m.features] for s in scored if isinstance(s.rows[m.features], str)}
         if isinstance(value, str): missing[m.name] = value; continue
@@ -497,6 +498,7 @@ def comparison(metrics: list, here: list, there: list, real: dict, name: str, se
         x, y, low, high, n = paired(m, *numbers, real.get(m.features), seed)
         out.append(dict(name=m.name, here=finite(x), there=finite(y), difference=None if x is None else finite(x - y), low=finite(low), high=finite(high), n=n, verdict=verdict(m, low, high, "this folder", name)))
     ids = [{s.item.id for s in side} for side in (here, there)]
+    if not ids[0] & ids[1]: raise ValueError(f"this folder and {name} have no clip in common: compare folders of the same prompts")
     return dict({"with": name}, metrics=out, only_here=sorted(ids[0] - ids[1]), only_there=sorted(ids[1] - ids[0]))
 
 # %% ../nbs/09b_javisbench.ipynb #report

@@ -111,13 +111,14 @@ def curve(detail: dict, seconds: float, width: int = 600, height: int = 120) -> 
     if not windows and not any(t for t, _, _ in ticks): return ""
     values = [w[2] for w in windows] + frames
     low, high = (min(values), max(values)) if values else (0, 1)
-    x = lambda t: width * min(max(t / seconds, 0), 1)
+    x = lambda t: width * min(max(t / (seconds or 1), 0), 1)
     y = lambda v: 8 + (height - 46) * (1 - (v - low) / (high - low or 1))
     points = " ".join(f"{x((i + 0.5) * seconds / len(frames)):.1f},{y(v):.1f}" for i, v in enumerate(frames))
     parts = [f'<polyline class="frames" points="{points}"/>'] * bool(frames)
     parts += [f'<line class="window" x1="{x(a):.1f}" x2="{x(b):.1f}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>' for a, b, v in windows]
     parts += [f'<line class="{k}" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{at - 6}" y2="{at + 6}"/>' for times, at, k in ticks for t in times]
-    named = [f"windows {shown(min(w[2] for w in windows))} to {shown(max(w[2] for w in windows))}"] * bool(windows) + [f"{len(t)} {k}" for t, _, k in ticks if t]
+    scores = [w[2] for w in windows]
+    named = ([f"windows {shown(min(scores))} to {shown(max(scores))}"] if scores else []) + [f"{len(t)} {k}" for t, _, k in ticks if t]
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{words(", ".join(named))}">{"".join(parts)}</svg>' + tag("p", words(", ".join(named)), cls="small")
 
 def data_uri(clip: Clip, side: int = 320, seconds: float = 10.0) -> str:
