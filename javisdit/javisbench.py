@@ -43,7 +43,7 @@ from .detect import load_detectors
 from .hub import WEIGHTS
 from .i3d import I3D_WEIGHTS, I3DFeatures, i3d_input, letterbox, load_i3d
 from .imagebind import read_state
-from .imagebind_av import load_imagebind
+from .imagebind_av import ImageBind, load_imagebind
 from .javisscore import Windows
 from .media import Clip, existing, probe, probe_sound, read_audio, read_clip
 from .metrics import ASPECTS, ClapFeatures, Judged, MelStatistics, Metric, bootstrap_mean, cached_row, file_hash, frechet, kernel_distance, load_picture_judge, load_sound_judge, members, set_score, summarise, weights_hash
@@ -66,7 +66,8 @@ class Item:
 
 def inside(folder: Path, name) -> Path:
     "The path `name` in a folder; `MediaError` if it leads out of it."
-    try: within = (path := Path(folder) / name).resolve().is_relative_to(Path(folder).resolve())
+    path = Path(folder) / name
+    try: within = path.resolve().is_relative_to(Path(folder).resolve()); path.exists()
     except (ValueError, OSError) as e: raise MediaError(repr(str(name))[:100], f"is no name of a file ({e})", "correct the table") from None
     if not within: raise MediaError(name, f"lies outside {folder}", "only files in the folder are read: copy it there")
     return path
@@ -191,8 +192,8 @@ def load_judges(needs: set, weights=None, embedder: str = "auto", device: str = 
     def have(name, load, *keep):
         if not needs & {name, *keep}: return None
         try: return load()
-        except (ValueError, OSError) as e: j.missing |= dict.fromkeys((name, *keep), str(e))
-    if e := have("imagebind", lambda: load_embedder(embedder, weights)): j.models["imagebind"], j.names["imagebind"] = e.to(device) if isinstance(e, nn.Module) else e, e.name
+        except (ValueError, OSError, ImportError) as e: j.missing |= dict.fromkeys((name, *keep), str(e))
+    if e := have("imagebind", lambda: load_embedder(embedder, weights)): j.models["imagebind"], j.names["imagebind"] = e.to(device) if isinstance(e, ImageBind) else e, e.name
     if c := have("clip", lambda: load_picture_judge(weights_of("clip", weights))): j.models["clip"], j.names["clip"] = c.to(device), "openai/clip-vit-base-patch32"
     if c := have("clap", lambda: load_sound_judge(weights_of("clap", weights)), "clap_audio"):
         j.models["clap"], j.extractors["clap_audio"], j.names["clap"] = c.to(device), ClapFeatures(c), "laion/clap-htsat-unfused"
@@ -203,6 +204,7 @@ def load_judges(needs: set, weights=None, embedder: str = "auto", device: str = 
     if net := have("audioclip", lambda: load_audioclip(weights_of("audioclip", weights)), "audioclip_mm"):
         j.names["audioclip"] = weights_of("audioclip", weights).name
         j.extractors |= {e.name: e for e in (AudioClipFeatures(net.to(device)), AudioClipStretches(net))}
+    if v := have("opencv", lambda: resolve_name("cv2:__version__")): j.names["opencv"] = f"OpenCV {v}"
     if "mel" in needs: j.extractors["mel"], j.names["mel"] = MelStatistics(), "no network"
     j.missing["cavp"] = "the names of the tensors in its checkpoint (cavp_epoch66.ckpt of SimianLuo/Diff-Foley) are not known here"
     j.extractors = {n: e for n, e in j.extractors.items() if n in needs}
@@ -442,13 +444,13 @@ def beside_paper(protocol: str, judges: Judges, clips: int) -> dict:
 # %% ../nbs/09b_javisbench.ipynb #lead
 LEADS = ("javisscore", "sync_ms", "av_align")   # the first of them that exists orders the clips
 
-def shown_clips(scored: list, metrics: list, most: int = 3) -> tuple:   # (lead, cards)
+def shown_clips(scored: list, metrics: list, judge: Judge, most: int = 3) -> tuple:   # (lead, cards)
     "The best and the worst clips by the lead metric; no clip is both."
     m = next((m for n in LEADS for m in metrics if m.name == n), next(iter(metrics), None))
     if m is None: return "", []
     ranked = sorted((s for s in scored if not isinstance(s.values[m.name], str)), key=lambda s: (s.values[m.name] if m.better == "lower" else -s.values[m.name], s.item.id))
     k = min(most, len(ranked) // 2)
-    card = lambda s, which: dict(id=s.item.id, text=s.item.text, which=which, seconds=s.seconds, detail=s.detail, scores={n: v for n, v in s.values.items() if not isinstance(v, str)})
+    card = lambda s, which: dict(id=s.item.id, text=s.item.text, which=which, seconds=s.seconds, detail=judge_item(judge, s.item).detail, scores={n: v for n, v in s.values.items() if not isinstance(v, str)})
     return m.name, [card(s, "best") for s in ranked[:k]] + [card(s, "worst") for s in ranked[len(ranked) - k:][::-1]]
 
 def compounds(lines: list) -> list:
@@ -510,7 +512,7 @@ def report_of(folder, protocol: str, metrics: list, judge: Judge, scored: list, 
     more, out, absent = set_lines(sets, judge.judges, scored, fake, real, seed)
     sets = [m for m in sets if m.name not in absent]
     for i, reasons in out.items(): left.setdefault(i, {}).update(reasons)
-    lead, cards = shown_clips(scored, clips)
+    lead, cards = shown_clips(scored, clips, judge)
     paper = beside_paper(protocol, judge.judges, len(scored))
     for x in lines + more: x["paper"] = paper["rows"].get("JavisDiT", {}).get(paper["columns"].get(x["name"])) if x["name"] not in paper["differs"] else None
     faults = [s for s in scored if all(isinstance(v, str) for v in (*s.values.values(), *s.rows.values()))]
@@ -569,9 +571,9 @@ def prepare(folder, prompts, reference, metrics, out, compare, weights, embedder
     return Judge([m for m in chosen if not m.of_sets], judges, Path(out) / "cache", limits=Limits(seconds=max_seconds)), chosen, missing, sides
 
 def judge_side(judge: Judge, side: str, items: list, progress: bool = True) -> list:
-    "All clips of one folder; of references only the features."
+    "All clips of one folder, of references only the features; curves stay on disk."
     one = replace(judge, metrics=[]) if side == "real" else judge
-    return [judge_item(one, i) for i in tqdm(items, desc=side, unit="clip", disable=None if progress else True)]
+    return [replace(judge_item(one, i), detail={}) for i in tqdm(items, desc=side, unit="clip", disable=None if progress else True)]
 
 def work(rank: int, world: int, **wishes):
     "One process's share: it fills the memory."

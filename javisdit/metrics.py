@@ -279,8 +279,8 @@ CLIP_METRICS = (
     Metric("clip", "higher", ("video", "caption", "clip"), "mean cosine of 48 frames with the caption, ViT-B/32", lambda j: j.model("clip").score(j.need("video", "caption").clip.video, j.caption)),
     Metric("clap", "higher", ("audio", "caption", "clap"), "cosine of sound and caption, 48 kHz, 10 s by repetition", lambda j: j.model("clap").score(j.need("audio", "caption").clip.audio, j.clip.sample_rate, j.sound_caption)),
     Metric("cavp", "higher", (*BOTH, "cavp"), "mean cosine per quarter second; not available", cavp),
-    Metric("av_align", "higher", BOTH, "flow peaks and onsets, one to one within a frame", lambda j: av_align(*j.events, j.clip.fps)),
-    Metric("av_align_reference", "higher", BOTH, "the same, one-sided: can exceed 1", lambda j: av_align_reference(*j.events, j.clip.fps)))
+    Metric("av_align", "higher", (*BOTH, "opencv"), "flow peaks and onsets, one to one within a frame", lambda j: av_align(*j.events, j.clip.fps)),
+    Metric("av_align_reference", "higher", (*BOTH, "opencv"), "the same, one-sided: can exceed 1", lambda j: av_align_reference(*j.events, j.clip.fps)))
 SET_METRICS = (
     Metric("fvd", "lower", ("video", "references", "i3d"), "Fréchet distance of I3D logits, 24 frames, [-1, 1]", frechet, "i3d"),
     Metric("kvd", "lower", ("video", "references", "i3d"), "unbiased MMD of I3D logits, (x.y/d + 1)^3", kernel_distance, "i3d"),

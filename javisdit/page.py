@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLE', 'POLICY', 'shown', 'interval', 'tag', 'words', 'table', 'metric_table', 'unavailable_table', 'paper_table',
            'compare_table', 'bars', 'category_bars', 'category_section', 'curve', 'data_uri', 'player',
-           'excluded_section', 'cards', 'page']
+           'remarks_section', 'excluded_section', 'cards', 'page']
 
 # %% ../nbs/09ae_page.ipynb #imports
 import base64
@@ -23,7 +23,7 @@ def shown(x: float | None) -> str:
 
 def interval(low: float | None, high: float | None) -> str:
     "The two ends, or nothing."
-    return "" if low is None or high is None else f"{shown(low)} to {shown(high)}"
+    return "" if low is None or high is None else tag("span", f"{shown(low)} to {shown(high)}", cls="span")
 
 def tag(name: str, inner, **attributes) -> str:
     "An element; `inner` is markup already, attributes are escaped; `cls` is its class."
@@ -58,10 +58,11 @@ def paper_table(report: dict) -> str:
     paper = report["paper"]
     if not paper["rows"]: return ""
     columns = [(m["name"], paper["columns"][m["name"]], m) for m in report["metrics"] if m["name"] in paper["columns"]]
+    if not columns: return ""
     head = ["method"] + [words(title) + (" *" if paper["differs"].get(n) else "") for n, title, _ in columns]
     rows = [[words(method)] + [shown(values.get(title)) for _, title, _ in columns] for method, values in paper["rows"].items()]
     ours = ([tag("b", "this folder")] + [tag("b", shown(m["mean"])) for _, _, m in columns], dict(cls="ours"))
-    notes = "".join(tag("li", f"{words(paper['columns'][n])}: {words(why)}") for n, why in paper["differs"].items() if n in dict((c[0], 1) for c in columns))
+    notes = "".join(tag("li", f"* {words(title)}: {words(paper['differs'][n])}") for n, title, _ in columns if n in paper["differs"])
     return tag("h2", words(paper["title"])) + tag("p", words(paper["remark"])) + table(head, [*rows, ours], id="paper") + (tag("ul", notes, cls="small") if notes else "")
 
 def compare_table(report: dict) -> str:
@@ -142,7 +143,7 @@ STYLE = """
 @media (prefers-color-scheme:dark){:root{--ink:#e6e9ee;--soft:#9aa4b2;--line:#333b47;--fill:#6fa3dc;--back:#14181e;--track:#222932;--warm:#ff8a4c}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:72rem;padding:1rem;background:var(--back);color:var(--ink);font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
 h1{font-size:1.6rem;margin:.5rem 0}h2{margin:2.2rem 0 .5rem;font-size:1.25rem}h3,h4{margin:1rem 0 .3rem}h4{color:var(--soft);font-weight:600}
-.small,small{color:var(--soft);font-size:.85rem}.warn{color:var(--warm)}.wide{overflow-x:auto;max-width:100%}
+.small,small{color:var(--soft);font-size:.85rem}.warn{color:var(--warm)}.wide{overflow-x:auto;max-width:100%}.span{white-space:nowrap}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:.3rem .7rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}th{color:var(--soft);font-weight:600;white-space:nowrap}
 td{overflow-wrap:normal}td:last-child{min-width:12rem}.ours td{border-top:2px solid var(--fill)}
 .aspects{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(20rem,100%),1fr));gap:0 2rem}
@@ -151,11 +152,17 @@ td{overflow-wrap:normal}td:last-child{min-width:12rem}.ours td{border-top:2px so
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(18rem,100%),1fr));gap:1.2rem}article{min-width:0}article p{margin:.2rem 0}
 video{width:100%;aspect-ratio:4/3;background:#000;border-radius:4px}svg{width:100%;height:auto;display:block;background:var(--track);border-radius:4px;margin-top:.3rem}
 .window{stroke:var(--fill);stroke-width:3}.frames{fill:none;stroke:var(--soft);stroke-width:1}.heard{stroke:var(--warm);stroke-width:2}.seen{stroke:var(--fill);stroke-width:2}
+@media (max-width:40rem){th,td{padding:.25rem .4rem;font-size:.85rem}.bar{grid-template-columns:7rem 1fr 5.5rem}}
 details{margin:.4rem 0}summary{cursor:pointer}
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:; img-src data:"
 
 # %% ../nbs/09ae_page.ipynb #page
+def remarks_section(report: dict, most: int = 50) -> str:
+    "What the reader of files had to say about clips that were scored all the same."
+    rows = [[words(clip), "<br>".join(map(words, said))] for clip, said in report["notes"].items()]
+    return tag("details", tag("summary", f"Remarks on {len(rows)} files") + table(["clip", "remark"], rows[:most], id="notes")) if rows else ""
+
 def excluded_section(report: dict, most: int = 200) -> str:
     "Every clip that is left out of a mean, and why."
     rows = [[words(clip), words(", ".join(names)), words(why)] for clip, reasons in report["excluded"].items() for why, names in _by_reason(reasons).items()]
@@ -181,6 +188,6 @@ def page(
     warnings = "".join(tag("p", words(w), cls="warn") for w in report["warnings"])
     composites = table(["composite", "better", "value", "weights (ours)"], [[tag("b", words(c["name"])), "less" if c["better"] == "lower" else "more", shown(c["value"]), words(c["protocol"]) + (f"<br><small class=warn>{words(c['note'])}</small>" if c["note"] else "")] for c in report["composites"]], id="composites")
     body = [tag("h1", words(title)), tag("p", words(said)), warnings, tag("h2", "Scores"), metric_table(report), tag("h2", "Composites") + composites if report["composites"] else "",
-            compare_table(report), category_section(report), cards(report, media, "best"), cards(report, media, "worst"), paper_table(report), unavailable_table(report), excluded_section(report), tag("p", f"javisdit {words(report['version'])}", cls="small")]
+            compare_table(report), category_section(report), cards(report, media, "best"), cards(report, media, "worst"), paper_table(report), unavailable_table(report), excluded_section(report), remarks_section(report), tag("p", f"javisdit {words(report['version'])}", cls="small")]
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{words(title)}</title><style>{STYLE}</style>'
     return f"<!doctype html>\n<html lang=\"en\"><head>{head}</head><body><main>{''.join(body)}</main></body></html>\n"
