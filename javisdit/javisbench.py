@@ -18,6 +18,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -378,7 +379,7 @@ def finite(x) -> float | None: return float(x) if x is not None and np.isfinite(
 def line(m: Metric, judges: Judges, mean, low, high, n: int, excluded: int, note: str = "") -> dict:
     "One metric in the report."
     judge = next((judges.names[x] for x in m.needs if x in judges.names), "")
-    protocol = m.protocol.replace("ImageBind", judge) if "imagebind" in m.needs else m.protocol
+    protocol = m.protocol if "imagebind" not in m.needs or judge.startswith("imagebind") else re.sub(r" \(.*\)", "", m.protocol.replace("ImageBind", judge))   # brackets: how ImageBind is shown things
     return dict(name=m.name, better=m.better, mean=finite(mean), low=finite(low), high=finite(high), n=n, excluded=excluded, protocol=protocol, checkpoint=judge, note=note)
 
 def clip_lines(metrics: list, judges: Judges, scored: list, seed: int = 0) -> tuple:   # (lines, {id: {metric: reason}})
@@ -641,4 +642,5 @@ def javisdit_score(
     except (ValueError, FileNotFoundError) as e: raise SystemExit(f"javisdit_score: {e}") from None
     for m in report["metrics"]: print(f"{m['name']:22s} {'–' if m['mean'] is None else format(m['mean'], '.4g'):>9s}  {m['n']} clips" + f", {m['excluded']} left out" * bool(m["excluded"]) + f"  ({m['checkpoint'] or 'no network'})")
     for name, why in report["unavailable"].items(): print(f"{name:22s} not computed: {why}")
+    for said in report["warnings"]: print(said)
     print(Path(out) / "report.html")

@@ -50,8 +50,8 @@ def metric_table(report: dict) -> str:
 
 def unavailable_table(report: dict) -> str:
     "What could not be computed, and why."
-    rows = [[words(k), words(v)] for k, v in report["unavailable"].items()]
-    return tag("h2", "Not computed") + table(["metric", "reason"], rows, id="unavailable") if rows else ""
+    rows = [[words(", ".join(names)), words(why)] for why, names in _by_reason(report["unavailable"]).items()]
+    return tag("h2", "Not computed") + table(["metrics", "reason"], rows, id="unavailable") if rows else ""
 
 def paper_table(report: dict) -> str:
     "The paper's table beside ours; a column is marked where the protocols differ."
@@ -152,7 +152,7 @@ td{overflow-wrap:normal}td:last-child{min-width:12rem}.ours td{border-top:2px so
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(18rem,100%),1fr));gap:1.2rem}article{min-width:0}article p{margin:.2rem 0}
 video{width:100%;aspect-ratio:4/3;background:#000;border-radius:4px}svg{width:100%;height:auto;display:block;background:var(--track);border-radius:4px;margin-top:.3rem}
 .window{stroke:var(--fill);stroke-width:3}.frames{fill:none;stroke:var(--soft);stroke-width:1}.heard{stroke:var(--warm);stroke-width:2}.seen{stroke:var(--fill);stroke-width:2}
-@media (max-width:40rem){th,td{padding:.25rem .4rem;font-size:.85rem}.bar{grid-template-columns:7rem 1fr 5.5rem}}
+@media (max-width:40rem){th,td{padding:.25rem .4rem;font-size:.85rem}td:last-child{min-width:24rem}.bar{grid-template-columns:7rem 1fr 5.5rem}}
 details{margin:.4rem 0}summary{cursor:pointer}
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:; img-src data:"
