@@ -8,9 +8,9 @@ __all__ = ['FILES', 'ORIGIN', 'MM_FPS', 'MM_FRAMES', 'MM_STEP', 'MM_SECONDS', 'M
            'listed', 'read_folder', 'Limits', 'admit', 'read_item', 'weights_of', 'load_embedder', 'Judges',
            'load_judges', 'fingerprint', 'digest', 'stretches_of', 'I3DStretches', 'AudioClipStretches', 'Scored',
            'details', 'attempt', 'Judge', 'recall', 'judge_item', 'feature_file', 'vectors', 'stacked', 'set_value',
-           'finite', 'line', 'clip_lines', 'set_lines', 'categories', 'beside_paper', 'shown_clips', 'compounds',
-           'can_run', 'verdict', 'paired', 'comparison', 'report_of', 'whole', 'write_rows', 'write_report', 'prepare',
-           'judge_side', 'work', 'score_folder', 'all_done', 'javisdit_score']
+           'finite', 'line', 'clip_lines', 'set_lines', 'categories', 'of_category', 'beside_paper', 'shown_clips',
+           'compounds', 'can_run', 'verdict', 'paired', 'comparison', 'report_of', 'whole', 'write_rows',
+           'write_report', 'prepare', 'judge_side', 'work', 'score_folder', 'all_done', 'javisdit_score']
 
 # %% ../nbs/09b_javisbench.ipynb #imports
 import csv
@@ -35,7 +35,7 @@ from safetensors.numpy import save_file
 from torch import nn
 from tqdm import tqdm
 
-from . import __version__
+import javisdit
 from .audioclip import AUDIOCLIP, AudioClipFeatures, load_audioclip
 from .core import MediaError, rng
 from .corpora import SOUND_ENDINGS, captions_of, media
@@ -300,7 +300,7 @@ class Judge:
 
     def key(self, m: Metric, item: Item) -> str:
         "Everything a value depends on, but the clip itself."
-        asked = [m.name, m.protocol, self.windows, __version__, *(self.prints[n] for n in m.needs if n in self.prints)]
+        asked = [m.name, m.protocol, self.windows, javisdit.__version__, *(self.prints[n] for n in m.needs if n in self.prints)]
         if "caption" in m.needs: asked += [repr(item.text), repr(item.sound_text)]
         if "truth" in m.needs: asked.append(file_hash(item.truth) if item.truth else "none")
         return digest(*asked)
@@ -403,21 +403,25 @@ def set_lines(metrics: list, judges: Judges, scored: list, fake: dict, real: dic
         for i, why in out.items(): left.setdefault(i, {})[m.name] = why
     return lines, left, missing
 
+# %% ../nbs/09b_javisbench.ipynb #categories
 def categories(clip_metrics: list, set_metrics: list, scored: list, fake: dict, real: dict, seed: int = 0) -> dict:
     "aspect -> category -> {clips, metrics: {name: mean, low, high, n}}."
     out = {}
     for a, (aspect, names) in enumerate(ASPECTS.items()):
         own = [s for s in scored if s.item.labels and s.item.labels[a]]
-        if not own: continue
-        out[aspect] = {c: dict(clips=len(rows), metrics={}) for c, rows in zip(names, members([",".join(map(str, s.item.labels[a])) for s in own], len(names)))}
-        for c, rows in zip(names, members([",".join(map(str, s.item.labels[a])) for s in own], len(names))):
-            into, ids = out[aspect][c]["metrics"], {own[i].item.id for i in rows}
-            for m in clip_metrics:
-                s = summarise(m.name, [own[i].values[m.name] for i in rows], seed)
-                into[m.name] = dict(mean=finite(s.mean), low=finite(s.low), high=finite(s.high), n=s.n)
-            for m in (m for m in set_metrics if set(fake[m.features]) & set(real.get(m.features, ()))):
-                value, _, _, _ = set_value(m, fake[m.features], real[m.features], ids, seed)
-                into[m.name] = dict(mean=None if isinstance(value, str) else finite(value), low=None, high=None, n=len(ids & set(fake[m.features])))
+        parts = members([",".join(map(str, s.item.labels[a])) for s in own], len(names))
+        if own: out[aspect] = {c: dict(clips=len(rows), metrics=of_category([own[i] for i in rows], clip_metrics, set_metrics, fake, real, seed)) for c, rows in zip(names, parts)}
+    return out
+
+def of_category(own: list, clip_metrics: list, set_metrics: list, fake: dict, real: dict, seed: int) -> dict:
+    "All metrics of the clips `own` alone."
+    out, ids = {}, {s.item.id for s in own}
+    for m in clip_metrics:
+        s = summarise(m.name, [x.values[m.name] for x in own], seed)
+        out[m.name] = dict(mean=finite(s.mean), low=finite(s.low), high=finite(s.high), n=s.n)
+    for m in (m for m in set_metrics if set(fake[m.features]) & set(real[m.features])):
+        value, _, _, _ = set_value(m, fake[m.features], real[m.features], ids, seed)
+        out[m.name] = dict(mean=None if isinstance(value, str) else finite(value), low=None, high=None, n=len(ids & set(fake[m.features])))
     return out
 
 # %% ../nbs/09b_javisbench.ipynb #paper
@@ -521,7 +525,7 @@ def report_of(folder, protocol: str, metrics: list, judge: Judge, scored: list, 
     said = [f"{len(faults)} of {len(scored)} clips could not be scored at all; they are listed below and in no mean."] * bool(faults)
     if protocol == "javisbench" and (e := judge.judges.names.get("imagebind")) and e != "imagebind_huge":
         said.append(f"TV-IB, TA-IB, AV-IB, AVHScore and JavisScore were judged by {e}, not by ImageBind: compare them only with others that {e} judged.")
-    return dict(version=__version__, folder=Path(folder).resolve().name, protocol=protocol, windows=str(judge.windows), clips=len(scored), embedder=judge.judges.names.get("imagebind"), warnings=said,
+    return dict(version=javisdit.__version__, folder=Path(folder).resolve().name, protocol=protocol, windows=str(judge.windows), clips=len(scored), embedder=judge.judges.names.get("imagebind"), warnings=said,
                 metrics=lines + more, composites=compounds(lines + more) if protocol == "javisbench" else [], unavailable=missing | absent, excluded=left, notes=notes,
                 categories=categories(clips, sets, scored, fake, real, seed), category_remark=f"Number of clips in brackets. Distances of sets grow as clips get fewer: compare them only between categories of about the same size.",
                 lead=lead, shown=cards, paper=paper, **({"compare": comparison([m for m in clips + sets], scored, other, real, other_name, seed)} if other else {}))
