@@ -88,13 +88,13 @@ class I3D(nn.Module):
 # %% ../nbs/09aa_i3d.ipynb #input
 SIDE, FRAMES = 224, 24
 
-def letterbox(frames: np.ndarray) -> Tensor:   # uint8 (t h w 3) -> (t 3 224 224) in [0, 1]
+def letterbox(frames: np.ndarray, mode: str = "bilinear") -> Tensor:   # uint8 (t h w 3) -> (t 3 224 224) in [0, 1]
     "Long side scaled to 224, black bars around."
     h, w = frames.shape[1:3]
     ratio = SIDE / max(h, w)
     size = (SIDE, int(w * ratio)) if h >= w else (int(h * ratio), SIDE)
     size = tuple(max(s, 1) for s in size)
-    x = F.interpolate(torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255, size, mode="bilinear", antialias=True)
+    x = F.interpolate(torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255, size, mode=mode, antialias=True)
     top, left = ((SIDE - s) // 2 for s in size)
     return F.pad(x, (left, SIDE - size[1] - left, top, SIDE - size[0] - top))
 

@@ -8,7 +8,8 @@ __all__ = ['BOTH', 'VIEW', 'CLIP_METRICS', 'SET_METRICS', 'METRICS', 'ASPECTS', 
            'sound_onsets', 'av_align', 'av_align_reference', 'linspace_frames', 'PictureJudge', 'SoundJudge',
            'load_picture_judge', 'load_sound_judge', 'cavp_mel', 'cavp', 'Judged', 'Metric', 'metric', 'Summary',
            'bootstrap_mean', 'summarise', 'score_all', 'Extractor', 'weights_hash', 'file_hash', 'ClapFeatures',
-           'Features', 'cached_row', 'features', 'auroc', 'PairAccuracy', 'pair_accuracy', 'members', 'by_category']
+           'MelStatistics', 'Features', 'cached_row', 'features', 'auroc', 'PairAccuracy', 'pair_accuracy', 'members',
+           'by_category']
 
 # %% ../nbs/09a_metrics.ipynb #imports
 import hashlib
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import MediaError, rng
-from .detect import match_events
+from .detect import match_events, sound_input
 from .encoders import no_progress_bar
 from .imagebind import ClipTokenizer
 from .imagebind_av import RATE, at_rate, still_pixels, stretches
@@ -216,16 +217,17 @@ class Judged:
                  models: dict,                      # name -> network: "imagebind" (a `JointEmbedder`), "clip" (`PictureJudge`), "clap" (`SoundJudge`)
                  caption: str | None = None,
                  sound_caption: str | None = None,  # of the sound alone (default: the caption)
-                 windows: Windows = Windows()):
-        self.clip, self.models, self.caption, self.sound_caption, self.windows = clip, models, caption, sound_caption or caption, windows
+                 windows: Windows = Windows(),
+                 truth: list | None = None):        # what happens in it, as the world's `Event`s (chapter 09ad)
+        self.clip, self.models, self.caption, self.sound_caption, self.windows, self.truth = clip, models, caption, sound_caption or caption, windows, truth
 
     def model(self, name):
         if name not in self.models: raise ValueError(f"no {name!r} among the models {sorted(self.models)}: load it and pass models={{{name!r}: ...}}")
         return self.models[name]
 
     def need(self, *parts):
-        "`ValueError` if the clip lacks pictures, sound or a caption."
-        have = dict(video=self.clip.video is not None and len(self.clip.video), audio=self.clip.audio is not None and len(self.clip.audio), caption=self.caption)
+        "`ValueError` if the clip lacks pictures, sound, a caption or a truth."
+        have = dict(video=self.clip.video is not None and len(self.clip.video), audio=self.clip.audio is not None and len(self.clip.audio), caption=self.caption, truth=self.truth is not None)
         if missing := [p for p in parts if not have[p]]: raise ValueError(f"{self.clip} has no {' and no '.join(missing)}")
         return self
 
@@ -255,7 +257,7 @@ class Metric:
     "A metric: what it needs, which way is better, and what exactly it is."
     name: str
     better: str              # "higher" or "lower"
-    needs: tuple             # of the clip ("video", "audio", "caption"), of the references ("references"), and networks
+    needs: tuple             # of the clip ("video", "audio", "caption", "truth"), of the references ("references"), and networks
     protocol: str
     score: Callable          # of a clip: (Judged) -> float; of sets: (fake, real) -> float
     features: str = ""       # of sets: the `Extractor` whose features are compared
@@ -277,15 +279,16 @@ CLIP_METRICS = (
     Metric("clip", "higher", ("video", "caption", "clip"), "mean cosine of 48 frames with the caption, ViT-B/32", lambda j: j.model("clip").score(j.need("video", "caption").clip.video, j.caption)),
     Metric("clap", "higher", ("audio", "caption", "clap"), "cosine of sound and caption, 48 kHz, 10 s by repetition", lambda j: j.model("clap").score(j.need("audio", "caption").clip.audio, j.clip.sample_rate, j.sound_caption)),
     Metric("cavp", "higher", (*BOTH, "cavp"), "mean cosine per quarter second; not available", cavp),
-    Metric("av_align", "higher", BOTH, "flow peaks and onsets, one to one within a frame", lambda j: av_align(*j.events, j.clip.fps)),
-    Metric("av_align_reference", "higher", BOTH, "the same, one-sided: can exceed 1", lambda j: av_align_reference(*j.events, j.clip.fps)))
+    Metric("av_align", "higher", (*BOTH, "opencv"), "flow peaks and onsets, one to one within a frame", lambda j: av_align(*j.events, j.clip.fps)),
+    Metric("av_align_reference", "higher", (*BOTH, "opencv"), "the same, one-sided: can exceed 1", lambda j: av_align_reference(*j.events, j.clip.fps)))
 SET_METRICS = (
     Metric("fvd", "lower", ("video", "references", "i3d"), "Fréchet distance of I3D logits, 24 frames, [-1, 1]", frechet, "i3d"),
     Metric("kvd", "lower", ("video", "references", "i3d"), "unbiased MMD of I3D logits, (x.y/d + 1)^3", kernel_distance, "i3d"),
     Metric("fvd_reference", "lower", ("video", "references", "i3d"), "FVD with pixels shown in [0, 1]", frechet_reference, "i3d_reference"),
     Metric("kvd_reference", "lower", ("video", "references", "i3d"), "the MMD of centred logits, pixels in [0, 1]", kernel_distance_reference, "i3d_reference"),
     Metric("fad_audioclip_x1e4", "lower", ("audio", "references", "audioclip"), "Fréchet distance of AudioCLIP at 16 kHz, x 10,000", lambda a, b: 1e4 * frechet_reference(a, b), "audioclip"),
-    Metric("fad_clap", "lower", ("audio", "references", "clap"), "Fréchet distance of CLAP's vectors, unscaled", frechet, "clap_audio"))
+    Metric("fad_clap", "lower", ("audio", "references", "clap"), "Fréchet distance of CLAP's vectors, unscaled", frechet, "clap_audio"),
+    Metric("fd_mel", "lower", ("audio", "references", "mel"), "Fréchet distance of 64 log-mel bands' mean and spread; no network, not FAD", frechet, "mel"))
 METRICS = {m.name: m for m in (*CLIP_METRICS, *SET_METRICS)}
 
 def metric(name: str) -> Metric:
@@ -319,11 +322,11 @@ def bootstrap_mean(values, seed: int = 0, draws: int = 1000) -> tuple:   # (low,
 
 def summarise(
     name: str,
-    values: list,     # a number a clip, or the exception that it caused
+    values: list,     # a number a clip, or the exception that it caused, or a reason in words
     seed: int = 0,    # of the interval
 ) -> Summary:
     "Mean and interval of the numbers; exceptions, None, NaN and infinities are left out, counted and listed."
-    why = lambda v: f"{type(v).__name__}: {v}" if isinstance(v, Exception) else f"the score is {v}, which is no number"
+    why = lambda v: v if isinstance(v, str) else f"{type(v).__name__}: {v}" if isinstance(v, Exception) else f"the score is {v}, which is no number"
     is_number = lambda v: isinstance(v, (int, float)) and np.isfinite(v)
     good = [float(v) for v in values if is_number(v)]
     return Summary(name, float(np.mean(good)) if good else float("nan"), *bootstrap_mean(good, seed), len(good), [float(v) if is_number(v) else None for v in values],
@@ -336,12 +339,12 @@ def _try(f, *args):
     except (MediaError, ValueError) as e: return e
 
 def score_all(
-    names: list,              # of metrics of clips
+    names: list,              # of metrics of clips, or `Metric`s
     judged: list,             # of `Judged`
     seed: int = 0,
 ) -> dict:                    # name -> `Summary`
     "Each metric over all clips; one clip after the other, so that its vectors are computed once and then forgotten."
-    chosen = [metric(n) for n in names]
+    chosen = [n if isinstance(n, Metric) else metric(n) for n in names]
     if sets := [m.name for m in chosen if m.of_sets]: raise ValueError(f"{', '.join(sets)} compare sets: use `features` and `set_score`")
     rows = []
     for j in judged: rows.append([_try(m.score, j) for m in chosen])
@@ -378,6 +381,13 @@ class ClapFeatures:
     def __call__(self, clip):
         if clip.audio is None or not len(clip.audio): raise ValueError(f"{clip} has no sound: {self.name} needs some")
         return self.judge.sound(clip.audio, clip.sample_rate)
+
+class MelStatistics:
+    "Mean and spread over time of the log-mel, by chapter 00bb's front end: no network. The features of `fd_mel`."
+    name, protocol, fingerprint, sample_rate = "mel", "mean and standard deviation over time of 64 log-mel bands, 16 kHz", "none", RATE
+    def __call__(self, clip):
+        mel = sound_input(clip.audio, clip.sample_rate)
+        return torch.cat([mel.mean(0), mel.std(0, unbiased=False)])
 
 class Features(NamedTuple):
     "Rows of those files that have some."
