@@ -10,7 +10,7 @@ from javisdit.imagebind_av import JointEmbedder
 from javisdit.media import Clip, write_clip
 from javisdit.ruler import Eye, load_ruler, moment_score
 from javisdit.verify import GROUPS, Item, Judges, folder_items, judged_rows, measured, partners, verify, world_items
-from javisdit.world import world_clip
+from javisdit.world import running_clip, world_clip
 
 RULER = load_ruler()
 
@@ -76,10 +76,10 @@ def test_a_folder_with_what_folders_have(tmp_path):
 
 
 def test_swapped_sound_fits_the_clip():
-    c, d = world_clip(0).clip, world_clip(1).clip
-    items = [Item("a", c), Item("b", Clip(d.video[:30], d.audio[:9000], d.fps, d.sample_rate))]
+    c, d = world_clip(0).clip, running_clip().clip
+    items = [Item("a", c), Item("b", Clip(d.video[:40], d.audio[:24000], d.fps, d.sample_rate))]
     swapped = [next(p for p in partners(items, i) if p.group == "swapped").clip for i in (0, 1)]
-    assert [len(s.audio) for s in swapped] == [len(c.audio), 9000]
+    assert [len(s.audio) for s in swapped] == [len(c.audio), 24000]
 
 
 def test_intervals_hold_the_value_and_narrow():

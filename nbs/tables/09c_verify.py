@@ -2,7 +2,7 @@
 
 Writes 09c_scores.csv, 09c_shift.csv, 09c_sweep.csv and 09c_truth.csv beside this file; goes on where it stopped (rows are kept in _runs/verify).
 Worlds: `nine`, all kinds of the split `test`; `unseen`, the three kinds that the ruler's moments have never met; `stamps`, sprites from a folder (--sprites, Debian's
-package tuxpaint-stamps-default), which nothing in the ruler has ever met; `video`, real films (--films). About 40 minutes on one core.
+package tuxpaint-stamps-default), which nothing in the ruler has ever met; `video`, real films (--films). About six minutes on one free core.
 """
 import argparse
 from dataclasses import dataclass, replace
@@ -15,10 +15,11 @@ from javisdit.augment import AddSource, AddTrajectory, MaskCells
 from javisdit.core import rng, tiny
 from javisdit.javisscore import Windows, cosine, cut
 from javisdit.media import Clip, read_clip
+from javisdit.pools import Pools
 from javisdit.ruler import RATE, WHEN_KINDS, load_ruler
 from javisdit.sprites import load_sprites
 from javisdit.train_prior import ALIKE, Staged, joined
-from javisdit.verify import GROUPS, Item, Judges, judged_rows, measured, mixed, partners, read_rows, solo_of, world_items, write_rows
+from javisdit.verify import GROUPS, ClipSounds, Item, Judges, judged_rows, measured, mixed, partners, read_rows, solo_of, world_items, write_rows
 from javisdit.world import KINDS, NINE, SIDES, Event, Scene, Subject, play, render
 
 HERE, CLIP = Path(__file__).resolve().parent, replace(tiny().clip, frames=102)   # 4.25 s, as the paper's
@@ -192,7 +193,7 @@ def films(paths, seconds=1.0):
         while (k + 1) * seconds <= clip.seconds:
             piece, k = clip.crop(k * seconds, seconds), k + 1
             if np.ptp(piece.audio): items.append(Item(f"{Path(path).stem}-{k - 1}", piece))
-    return items
+    return [replace(x, pools=Pools(sounds=ClipSounds(items))) for x in items]
 
 
 def main():
