@@ -67,6 +67,7 @@ class Eye(nn.Module):
         x = self.time(self.join(rearrange(x, "(b t) d -> b d t", b=len(video))))   # (b d t)
         return F.normalize(self.head(x), dim=1).mT                                 # (b t out)
 
+# %% ../nbs/09ac_ruler.ipynb #towers-more
 class Ear(nn.Module):
     "Log-mel rows to one vector a frame."
     def __init__(self, out, reach, width=64):

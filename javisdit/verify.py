@@ -102,6 +102,7 @@ def world_items(
         items.append(Item(name, made.clip, pools, play(elsewhen(scene), clip).sum(0), scene))
     return items
 
+# %% ../nbs/09c_verify.ipynb #items-more
 def folder_items(folder, seconds: float | None = None) -> tuple[list, list]:   # items, and (path, reason) of files that are none
     "The clips of a folder, at most `seconds` of each; other clips' sounds are what is added to them."
     items, left = [], []
@@ -159,12 +160,11 @@ class Judges:
     kept: dict = field(default_factory=dict, repr=False)
     names = ("javisscore", "avhscore", "av_align", "moments")
 
+    def forget(self): self.kept.clear()
     def once(self, what: str, array: np.ndarray, make: Callable):
         "`make()` for this array, or what it gave before."
         if (key := (what, id(array))) not in self.kept: self.kept[key] = array, make()
         return self.kept[key][1]
-
-    def forget(self): self.kept.clear()
 
     def javis(self, clip: Clip, audio: np.ndarray) -> tuple:
         "JavisScore and AVHScore."
@@ -182,8 +182,7 @@ class Judges:
         "The score of 09ac."
         u = self.once("eye", clip.video, lambda: self.ruler.see_moments(clip.video, clip.fps))
         w = self.once("ear", clip.audio, lambda: self.ruler.hear_moments(audio, RATE))
-        n = min(len(u), len(w))
-        return self.ruler.moments.logit(u[:n], w[:n]).sigmoid().item()
+        return self.ruler.moments.logit(u[:(n := min(len(u), len(w)))], w[:n]).sigmoid().item()
 
     def score(self, clip: Clip, names: tuple = names) -> dict:
         "The numbers that are asked for; higher is better."
@@ -351,6 +350,7 @@ class LabelPage:
         from IPython.display import display
         display(self.page)
 
+# %% ../nbs/09c_verify.ipynb #label-more
 def agreed(pairs, verdicts) -> dict:   # verdict -> label of the pair -> how many
     "How verdicts compare with what was done: the paper's 89 of 500 were found to be in step after all."
     label = {r["path"]: ("in step", "broken")[r["group"] != "own"] for r in read_rows(pairs) if r["path"]}
