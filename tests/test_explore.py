@@ -26,7 +26,7 @@ def loaded(name):
     return module
 
 
-def until(what, seconds=120):
+def until(what, seconds=400):
     "The first true answer of `what`."
     end = time.monotonic() + seconds
     while time.monotonic() < end:
