@@ -92,8 +92,9 @@ def opened(driver, url):
 
 @pytest.fixture(scope="module")
 def page(driver, tmp_path_factory):
-    command = [sys.executable, "-c", "from javisdit.explore import javisdit_explore; javisdit_explore()", "--no_browser"]
-    with served(command, tmp_path_factory.mktemp("page") / "log") as url: yield opened(driver, url)
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "run.py").write_text("from javisdit.explore import javisdit_explore\njavisdit_explore()\n")   # as the installed command
+    with served([sys.executable, str(folder / "run.py"), "--no_browser"], folder / "log") as url: yield opened(driver, url)
 
 
 def test_a_clip_plays(page):
