@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(TOOLS), reason=f"not ins
 PLAYING = "const v = [...document.querySelectorAll('video')].at(-1); return !!v && v.readyState >= 2 && !v.paused && v.currentTime > arguments[0]"
 SOUND = "const v = [...document.querySelectorAll('video')].at(-1); return v.webkitAudioDecodedByteCount"
 PICTURES = "return [...document.querySelectorAll('.jd-shown img')].map(i => i.complete && i.naturalWidth && i.src)"
+SHOW_INPUT = "HTMLInputElement.prototype.click = function () { this.style.display = 'block'; document.body.append(this) }"   # instead of the dialog for files
 WIDE = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -141,7 +142,9 @@ def test_bad_values_are_explained_and_the_page_goes_on(page):
     until(lambda: page.button("choose a file"))
     page.press("Generate")
     until(lambda: "no file was chosen" in page.error())
-    page.find("input[type=file]")[0].send_keys(__file__)
+    page.driver.execute_script(SHOW_INPUT)
+    page.button("choose a file").click()
+    page.driver.find_element("css selector", "body > input[type=file]").send_keys(__file__)
     until(lambda: "test_explore.py" in " ".join(e.text for e in page.find("label, .widget-label")))
     page.press("Generate")
     until(lambda: "test_explore.py: is not a media file" in page.error())
@@ -153,8 +156,7 @@ def test_bad_values_are_explained_and_the_page_goes_on(page):
 
 def test_stop(page):
     page.find(".jd-knobs .widget-readout")[0].click()
-    page.driver.execute_script("document.activeElement.textContent = '100'")
-    page.driver.switch_to.active_element.send_keys("\ue007")
+    page.driver.switch_to.active_element.send_keys("\ue009a\ue000", "100", "\ue007")
     page.press("Generate")
     page.press("Stop")
     until(lambda: "stopped after step" in page.driver.execute_script("return document.querySelector('.jd-buttons').textContent"))
