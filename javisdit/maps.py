@@ -75,12 +75,13 @@ def plot_prior_maps(
     kind: str = "space",       # whose prior: "space" or "time"
     token: int | None = None,  # prior token; None: the one whose map of the video varies most
     pictures: int = 12,
+    width: float = 9.0,        # inches
 ) -> Picture:
     "A prior token's attention over the frames and over the mel spectrogram."
     video, audio = (getattr(maps, f"{stream}_{kind}")[row].float().cpu() for stream in ("video", "audio"))       # (k t h w), (k t m)
     token, even = busiest(video) if token is None else token, len(video)
     video, audio, end = even * video[token], even * audio[token], clip.seconds
-    figure, top = clip.plot(pictures, title=f"{'spatial' if kind == 'space' else 'temporal'} prior, token {token} of {even}: attention from 0 to {max(video.max(), audio.max()):.2f} times even"), max(video.max(), audio.max())
+    figure, top = clip.plot(pictures, width=width, title=f"{'spatial' if kind == 'space' else 'temporal'} prior, token {token} of {even}: attention from 0 to {max(video.max(), audio.max()):.2f} times even"), max(video.max(), audio.max())
     for x in (torch.arange(pictures) + 0.5) / pictures:
         frame = video[int(x * len(video))]
         paint(figure.axes[0], frame, (float(x * end) - 0.48 * end / pictures, float(x * end) + 0.48 * end / pictures, 0, 1), top)

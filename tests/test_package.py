@@ -17,7 +17,7 @@ SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = SETTINGS["DEFAULT"]
 # what `pip install javisdit[extra]` is needed for; every other module must do with `pip install javisdit`
 EXTRA = {"learner": "train", "heldout": "train", "engines": "train", "memory": "train", "stages": "train", "train_video": "train",
-         "train_audio": "train", "train_prior": "train", "train_joint": "train"}
+         "train_audio": "train", "train_prior": "train", "train_joint": "train", "explore": "explore"}
 # never part of the base: not installed here, or only by accident
 ALWAYS = {"torchvision", "torchaudio", "spacy", "sentence_transformers"}
 
