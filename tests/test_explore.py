@@ -7,15 +7,16 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from notebooks import ROOT
+from selenium.common.exceptions import StaleElementReferenceException
 
 TOOLS = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(TOOLS), reason=f"not installed: {', '.join(TOOLS)}")]
-PLAYING = "const v = [...document.querySelectorAll('video')].at(-1); return !!v && v.readyState >= 2 && !v.paused && v.currentTime > arguments[0]"
-SOUND = "const v = [...document.querySelectorAll('video')].at(-1); return v.webkitAudioDecodedByteCount"
+PLAYING = "const v = [...document.querySelectorAll('.jd-explorer video')].at(-1); return !!v && v.readyState >= 2 && !v.paused && v.currentTime > arguments[0]"
+SOUND = "const v = [...document.querySelectorAll('.jd-explorer video')].at(-1); return v.webkitAudioDecodedByteCount"
 PICTURES = "return [...document.querySelectorAll('.jd-shown img')].map(i => i.complete && i.naturalWidth && i.src)"
 SHOW_INPUT = "HTMLInputElement.prototype.click = function () { this.style.display = 'block'; document.body.append(this) }"   # instead of the dialog for files
 WIDE = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -27,11 +28,12 @@ def loaded(name):
     return module
 
 
-def until(what, seconds=400):
+def until(what, seconds=240):
     "The first true answer of `what`."
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if answer := what(): return answer
+        with suppress(StaleElementReferenceException):   # the page changed between two looks
+            if answer := what(): return answer
         time.sleep(0.2)
     raise AssertionError(f"nothing after {seconds} s: {what.__doc__ or what}")
 
@@ -66,7 +68,7 @@ class Page:
     def find(self, css): return self.driver.find_elements("css selector", f".jd-explorer {css}")
     def button(self, words): return next((b for b in self.find("button") if words in b.text), None)
     def ready(self): return self.button("Generate") and self.button("Generate").is_enabled()
-    def press(self, words): until(lambda: self.button(words) and self.button(words).is_enabled()); self.button(words).click()
+    def press(self, words): until(lambda: (b := self.button(words)) and b.is_enabled() and (b.click() or True))
     def error(self): return "".join(e.text for e in self.find(".jd-error"))
     def text(self): return " ".join(e.text for e in self.find(".jd-shown"))
     def type(self, css, words, at=0):
@@ -102,7 +104,7 @@ def test_a_clip_plays(page):
     page.type("input[type=text]", "a green bell rings <b>twice</b>")
     page.press("Generate")
     until(lambda: page.driver.execute_script(PLAYING, 0.1))
-    at = page.driver.execute_script("return [...document.querySelectorAll('video')].at(-1).currentTime")
+    at = page.driver.execute_script("return [...document.querySelectorAll('.jd-explorer video')].at(-1).currentTime")
     until(lambda: page.driver.execute_script(PLAYING, at) or page.driver.execute_script(PLAYING, 0.0), 20)
     until(lambda: page.driver.execute_script(SOUND), 20)
     assert "a green bell rings <b>twice</b>" in page.text()           # as it was typed
