@@ -170,6 +170,8 @@ def alternate(steps: dict, repeats: int = 5, device="cpu") -> dict:
     return {name: tuple(median([turn[name][i] for turn in turns]) for i in (0, 1)) for name in steps}
 
 # %% ../nbs/11_performance.ipynb #matmul-md-code
+H100 = 989e12   # FLOP/s of an H100 in bfloat16, as its maker states it
+
 @torch.no_grad()
 def matmul_rate(width: int, tokens: int, dtype=torch.float32, device="cpu") -> float:
     "FLOP/s of a linear layer of this size, the median of five."
@@ -258,8 +260,6 @@ def bench_train(
     return StepReport(title, rate, {"train": clips * (2 + share) * sum(step_flops(config, rows=1).values())}, {"train": seconds}, {"train": memory})
 
 # %% ../nbs/11_performance.ipynb #eaten
-H100 = 989e12   # FLOP/s of an H100 in bfloat16, as its maker states it
-
 def clips_eaten(
     config: Config,
     gpus: int = 8,
@@ -358,6 +358,8 @@ def step(
     print(report := bench_step(config, types[dtype], device, not no_guidance, emulate_reference, repeats))
     if out is not None: out.write_text(json.dumps(asdict(report), indent=1) + "\n")
 
+
+# %% ../nbs/11_performance.ipynb #command-train
 def train(
     preset: str = "paper",            # released, paper, small or tiny
     stage: str = "3",                 # 3 (both branches frozen), or all
@@ -374,6 +376,7 @@ def train(
     print(report := bench_train(config, None if stage == "all" else 3, clips, not no_checkpointing, device, repeats))
     if out is not None: out.write_text(json.dumps(asdict(report), indent=1) + "\n")
 
+# %% ../nbs/11_performance.ipynb #command-data
 def data(
     preset: str = "released",         # released, paper, small or tiny
     geometry: str = "240p",           # size of the clip: 144p, 240p (4.25 s), 480p or 720p (2.125 s); "preset" for the preset's own
@@ -389,6 +392,7 @@ def data(
     with tempfile.TemporaryDirectory() as folder: print(report := bench_data(config, Path(folder), () if media is None else (media,), seconds, batches, gpus, mfu))
     if out is not None: out.write_text(json.dumps(asdict(report), indent=1) + "\n")
 
+# %% ../nbs/11_performance.ipynb #commands
 COMMANDS = {"step": step, "train": train, "data": data}
 
 # %% ../nbs/11_performance.ipynb #command-main
