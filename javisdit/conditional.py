@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODES', 'exactly', 'fitted', 'timed', 'kept_frames', 'rows_of', 'seen', 'heard', 'end_of', 'lay', 'pieces',
            'condition', 'Piece', 'read_strategy', 'place_of', 'apply_strategy', 'carried', 'joined', 'stretches',
-           'write_stretches', 'picture_frames', 'alone', 'cascade', 'read_prompts', 'read_image', 'picture_size', 'Job',
-           'jobs_for', 'check_room', 'undone', 'write_list', 'deliver', 'wanted_mode', 'read_given', 'shaped', 'told',
-           'Order', 'fill_order', 'numbers', 'load_pipe', 'take_order', 'javisdit_generate']
+           'write_stretches', 'picture_frames', 'alone', 'cascade', 'read_prompts', 'picture_size', 'Job', 'jobs_for',
+           'check_room', 'undone', 'write_list', 'deliver', 'wanted_mode', 'read_given', 'shaped', 'told', 'Order',
+           'fill_order', 'numbers', 'load_pipe', 'take_order', 'javisdit_generate']
 
 # %% ../nbs/08a_conditional.ipynb #imports
 import copy
@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from av.video.reformatter import ColorRange, Colorspace
 from fastcore.script import call_parse
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .checkpoints import branch_only
 from .core import ClipConfig, MediaError
-from .media import FORMATS, SPEED, Clip, _planes, _video_stream, over_white, probe, probe_sound, read_audio, read_clip, read_settings, to_model
+from .formats import read_image
+from .media import FORMATS, SPEED, Clip, _planes, _video_stream, probe, probe_sound, read_audio, read_clip, read_settings, to_model
 from .sampler import Given, JavisDiTPipeline, check_choices
 from .t5 import split_prompt
 
@@ -317,12 +317,6 @@ def read_prompts(prompt: str) -> list[str]:
     if not found: raise MediaError(prompt, "holds no prompt", "write one in each line")
     return found
 
-def read_image(path) -> Clip:
-    "A picture file as a clip of one picture, upright, transparent parts over white."
-    try: picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as e: raise MediaError(path, f"cannot be read as a picture ({type(e).__name__})", "give a PNG or JPEG file") from e
-    return Clip(over_white(np.asarray(picture))[None], None)
-
 def picture_size(size: str | None, aspect: str | None, pipe: JavisDiTPipeline) -> tuple[int, int]:
     "Height and width from `240x424` (height x width), `240p` or nothing, and `16:9` (width : height): an aspect keeps the area."
     c, (sh, sw) = pipe.settings.clip, pipe.settings.codec.video_stride[1:]
@@ -399,7 +393,7 @@ def read_given(pipe: JavisDiTPipeline, mode: str, video=None, audio=None, image=
         if have < c.seconds - 0.5 / c.fps: raise ValueError(f"{path} lasts {have:.3f} s, {c.seconds:.3f} s are made: add --seconds {math.floor(have * c.fps) / c.fps:.3f}")
         if have > c.seconds + 0.5 / c.fps: print(f"{path} lasts {have:.3f} s: its first {c.seconds:.3f} s are used")
     if mode == "video-to-audio": return read_clip(video, **as_ours, seconds=c.seconds, audio=False)
-    if image: clip = replace(read_image(image), fps=c.fps, sample_rate=c.sample_rate)
+    if image: clip = replace(clip, video=read_image(image)[None])
     if audio: clip = replace(clip, audio=read_audio(audio, c.sample_rate, seconds=c.seconds))
     if mode == "extend": return read_clip(extend, **as_ours)
     return (read_clip(extend, **as_ours), read_clip(to, **as_ours)) if mode == "interpolate" else clip

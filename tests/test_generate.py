@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from javisdit.conditional import Clip, MODES, condition, deliver, javisdit_generate, read_image, read_prompts, stretches, write_stretches
+from javisdit.conditional import MODES, condition, deliver, javisdit_generate, read_prompts, stretches, write_stretches
 from javisdit.core import MediaError
 from javisdit.media import read_clip, read_settings
 from javisdit.sampler import JavisDiTPipeline
@@ -120,16 +120,6 @@ def test_other_rates_and_sizes_are_converted(pipe):
     a, b = condition(pipe, "audio-to-video", clip).audio, condition(pipe, "audio-to-video", replace(clip, audio=clip.audio[:-100])).audio
     assert (a - b).abs().mean() < 0.1 * a.abs().mean()
     with pytest.raises(ValueError, match="1.988 s of sound where 2.000 s"): condition(pipe, "audio-to-video", replace(clip, audio=clip.audio[:-200]))
-
-
-def test_pictures(tmp_path):
-    Image.fromarray(np.full((6, 4, 4), (200, 0, 0, 0), np.uint8)).save(tmp_path / "clear.png")
-    assert (read_image(tmp_path / "clear.png").video == 255).all()
-    turned = Image.fromarray(np.zeros((6, 4, 3), np.uint8)); exif = turned.getexif(); exif[274] = 6
-    turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(tmp_path / "turned.jpg").video.shape == (1, 4, 6, 3)
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    with pytest.raises(MediaError, match="cannot be read as a picture"): read_image(tmp_path / "bad.png")
 
 
 def test_image_with_a_sound(tmp_path, pipe):
