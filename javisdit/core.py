@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'ceil_to', 'ClipConfig', 'CodecConfig', 'ModelConfig', 'TrainConfig', 'SampleConfig', 'Config', 'tiny',
-           'small', 'paper', 'released', 'preset', 'config_to_dict', 'config_from_dict', 'save_config', 'load_config',
-           'generator', 'rng', 'MediaError']
+           'small', 'paper', 'released', 'preset', 'whole', 'config_to_dict', 'config_from_dict', 'save_config',
+           'load_config', 'generator', 'rng', 'MediaError']
 
 # %% ../nbs/00_core.ipynb #imports
 import hashlib
 import json
 import math
+import os
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -188,6 +191,18 @@ def preset(name):
     if name not in PRESETS: raise ValueError(f"preset {name!r} does not exist: choose one of {', '.join(PRESETS)}")
     return PRESETS[name]()
 
+# %% ../nbs/00_core.ipynb #whole
+@contextmanager
+def whole(path):
+    "A path to write to: the file takes its place at `path` when the block ends well; otherwise what was there stays."
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")    # of this writer alone
+    try:
+        yield part
+        with open(part, "r+b") as f: os.fsync(f.fileno())            # the disk has it before the name says so
+        part.replace(path)
+    finally: part.unlink(missing_ok=True)
+
 # %% ../nbs/00_core.ipynb #json
 def config_to_dict(config): return asdict(config)
 
@@ -201,7 +216,7 @@ def config_from_dict(d, cls=Config):
 
 def save_config(config, path):
     "Write `config` as JSON."
-    Path(path).write_text(json.dumps(config_to_dict(config), indent=1) + "\n")
+    with whole(path) as part: part.write_text(json.dumps(config_to_dict(config), indent=1) + "\n")
 
 def load_config(path):
     "Read what `save_config` wrote."

@@ -28,9 +28,12 @@ class Weights:
     files: tuple       # patterns of the files that are needed, every one of them
     gigabytes: float   # of these files
     licence: str       # about what the owners state; their page decides
+    counted: bool = True   # whether the size is numbers times bytes; False: as others report it
 
     @property
     def page(self): return self.repo if "://" in self.repo else f"https://huggingface.co/{self.repo}"
+    @property
+    def size(self): return f"{'' if self.counted else 'about '}{self.gigabytes:g} GB"
 
 WEIGHTS = {
     "opensora": Weights("OpenSora v1.2's video codec", "hpcai-tech/OpenSora-VAE-v1.2", ("model.safetensors",), 1.57, "Apache-2.0"),
@@ -38,6 +41,13 @@ WEIGHTS = {
                          ("vae/config.json", "vae/*.safetensors", "vocoder/config.json", "vocoder/*.safetensors"), 0.44, "CC BY-NC-SA 4.0 (not for commercial use)"),
     "t5-xxl": Weights("T5-XXL v1.1's encoder", "DeepFloyd/t5-v1_1-xxl", ("config.json", "pytorch_model*.bin*", "spiece.model", "*_config.json", "special_tokens_map.json"), 19.0, "Apache-2.0"),
     "imagebind": Weights("ImageBind-huge", "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth", ("imagebind_huge.pth",), 4.80, "CC BY-NC-SA 4.0 (not for commercial use)"),
+    "qwen2.5": Weights("Qwen2.5, which names what a caption says", "Qwen/Qwen2.5-1.5B-Instruct", ("*.json", "merges.txt", "model.safetensors"), 3.09, "Apache-2.0"),
+    "audiosep": Weights("AudioSep, which takes a sound out of a mix", "https://huggingface.co/spaces/Audio-AGI/AudioSep/tree/main/checkpoint", ("audiosep_base_4M_steps.ckpt",), 1.3, "MIT", counted=False),
+    "roberta": Weights("the tokenizer of AudioSep's queries", "FacebookAI/roberta-base", ("*.json", "merges.txt"), 0.003, "MIT", counted=False),
+    "owlv2": Weights("OWLv2, which finds what has a name", "google/owlv2-base-patch16-ensemble", ("*.json", "merges.txt", "model.safetensors"), 0.62, "Apache-2.0"),
+    "sam": Weights("SAM, which says which pixels it is", "facebook/sam-vit-base", ("*.json", "model.safetensors"), 0.37, "Apache-2.0"),
+    "audioldm2-all": Weights("all of AudioLDM2, sound from text", "cvssp/audioldm2", ("model_index.json", "*/*.json", "*/*.safetensors", "*/merges.txt", "*/spiece.model"),
+                             4.5, "CC BY-NC-SA 4.0 (not for commercial use)", counted=False),
 }
 
 # %% ../nbs/00bc_hub.ipynb #complete
@@ -56,7 +66,7 @@ def find_weights(
 ) -> Path:                            # folder that holds the files
     "Where these weights are; downloads what is missing after saying size and licence. Raises `MediaError` if that cannot be."
     w = WEIGHTS[name]
-    help = f"{w.what} ({w.gigabytes:g} GB, {w.licence}): download {', '.join(w.files)} from {w.page} and give their folder"
+    help = f"{w.what} ({w.size}, {w.licence}): download {', '.join(w.files)} from {w.page} and give their folder"
     if folder is not None:
         folder = Path(folder)
         if not folder.is_dir(): raise MediaError(folder, "is no folder", help)
@@ -64,7 +74,7 @@ def find_weights(
         return folder
     if "://" in w.repo: raise MediaError(w.repo, "is not downloaded by itself", help)
     if here := cached(w): return here
-    print(f"downloading {w.what}: {w.gigabytes:g} GB, licence {w.licence}, see {w.page}", flush=True)
+    print(f"downloading {w.what}: {w.size}, licence {w.licence}, see {w.page}", flush=True)
     try: return Path(snapshot_download(w.repo, allow_patterns=list(w.files)))
     except OSError as e: raise MediaError(w.repo, f"cannot be downloaded ({type(e).__name__})", help) from e
 

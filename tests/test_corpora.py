@@ -116,13 +116,47 @@ def test_any_folder(put, tmp_path, capsys):
     ({"esc50.csv": "filename,category\nb.wav,dog\n"}, "holds no clip that can be used.*1 entries without a file: b.*esc50.csv"),
     ({"x_final.json": "{"}, "x_final.json: cannot be parsed"),
     ({"clotho_captions_x.csv": "file_name\na.wav\n"}, "has no column caption_1"),
-    ({"captions.csv": "who,what\na.wav,dog\n"}, "names no file or no caption; its columns are who, what"),
+    ({"captions.csv": "who,what\na.wav,dog\n"}, "captions.csv: names no column of files or of captions; its first line is who, what: begin it with a line like file_name,text"),
+    ({"captions.csv": "a.wav,a dog barks\n"}, "its first line is a.wav, a dog barks"),
+    ({"captions.csv": ""}, "its first line is :"),
+    ({"captions.csv": "file_name;text\na.wav;dog\n"}, "its first line is file_name;text"),
+    ({"metadata.csv": "file_name,text,description\na.wav,dog,cat\n"}, "has 2 columns that may be the caption: text, description"),
+    ({"captions.csv": "file_name,text\na.wav,a dog, barking\n"}, "line 2 has 3 cells for 2 columns: put a text with commas in quotes"),
+    ({"captions.csv": b"file_name,text\na.wav,\xff\n"}, "captions.csv: is not a CSV file in UTF-8"),
+    ({"x_final.json": "[]"}, "cannot be read as wavcaps.*json_files/<subset>"),
+    ({"x_final.json": '{"data": [{"id": "a"}]}'}, "cannot be read as wavcaps .KeyError: 'caption'"),
     ({"a.json": "{"}, "a.json: cannot be read"),
 ])
 def test_mistakes_are_named(files, words, put, tmp_path):
     put("a.wav")
-    for name, text in files.items(): put(name, text)
+    for name, text in files.items(): (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(MediaError, match=f"(?s){words}"): gather(tmp_path)
+
+
+def test_a_clip_at_the_top_keeps_its_own_sound(put, tmp_path):
+    "A sound of the same name in another folder is another clip."
+    for name in ("corpus/dog.mp4", "corpus/a/dog.wav", "corpus/b/dog.wav", "corpus/b/dog.mp4"): put(name)
+    put("corpus/dog.txt", "top"), put("corpus/a/dog.txt", "sound"), put("corpus/b/dog.txt", "both")
+    found = gather(tmp_path / "corpus")
+    assert {(r.text, r.path and r.path.parent.name, r.audio_path and r.audio_path.parent.name) for r in found.rows} == {("top", "corpus", None), ("sound", None, "a"), ("both", "b", "b")}
+
+
+def test_a_name_counts_only_where_it_is_clear(put, tmp_path):
+    put("vggsound.csv", "one,1,bark,train\ntwo,1,meow,train\nthree,1,moo,train\n")
+    for name in ("video/one_000001.mp4", "audio/one_000001.wav", "a/two_000001.mp4", "b/two_000001.mp4", "c/three_000001.wav", "c/three_000001.flac"): put(name)
+    found = gather(tmp_path)
+    assert [(r.text.split()[-1], r.path and r.path.parent.name, r.audio_path.name) for r in found.rows] == [("bark", "video", "one_000001.wav"), ("moo", None, "three_000001.flac")]
+    assert not found.missing and found.ambiguous == ["two_000001 (a/two_000001.mp4, b/two_000001.mp4)"]
+    assert "1 of them with a video and a sound from different folders" in str(found) and "1 entries with several files of their name: two_000001 (a/two" in str(found)
+
+
+def test_captions_of_a_table_go_to_their_own_files(put, tmp_path):
+    for name in ("a/dog.wav", "b/dog.wav", "c/cat.wav", "d.wav", "x.mp4", "x.mp4.wav"): put(name)
+    put("metadata.csv", "# note,file_name,text\n1,a/dog.wav,a dog\n2,cat.wav,a cat\n3,cat.wav,again\n4,dog,which?\n5,z/d.wav,a door\n6,x.mp4.wav,steps\n")
+    found = gather(tmp_path)
+    assert {(r.path or r.audio_path).relative_to(tmp_path).as_posix(): r.text for r in found.rows} == {"a/dog.wav": "a dog", "b/dog.wav": "dog", "c/cat.wav": "a cat", "d.wav": "d", "x.mp4": "x", "x.mp4.wav": "steps"}
+    assert found.missing == ["z/d.wav"] and found.ambiguous == ["dog (a/dog.wav, b/dog.wav)"]
+    assert found.sources == {"metadata.csv, column text": 3, "its name": 3}
 
 
 def test_nothing_to_read(tmp_path, put):

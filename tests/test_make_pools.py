@@ -9,12 +9,14 @@ import pool_models
 import pytest
 import soundfile
 import torch
+import transformers as hf
 from safetensors.torch import save_file
 
 from javisdit import make_pools as mp
 from javisdit.augment import make_negatives
 from javisdit.core import MediaError, rng
 from javisdit.data import Row, read_manifest
+from javisdit.hub import WEIGHTS
 from javisdit.make_pools import (AudioLDM2, ChatNamer, ContrastSegmenter, DetectedBoxes, FileBoxes, SamSegmenter, WorldBoxes, WorldNamer, by_name, chosen, clean_names,
                                  cut_out, find_tracks, link, load_separator, loud_spans, make_names, make_stems, make_tracks, make_unpaired, read_names, run_lengths)
 from javisdit.media import Clip, read_clip, write_clip
@@ -97,6 +99,24 @@ def test_an_empty_caption_is_a_mistake_of_the_manifest(world, tmp_path):
 
 def test_two_clips_of_one_name():
     with pytest.raises(MediaError, match="same name"): by_name([Row(Path("a/x.mp4"), "t", "0"), Row(Path("b/x.mov"), "t", "1")])
+    with pytest.raises(MediaError, match="x.wav: has the same name as a/x.mp4"): by_name([Row(Path("a/x.mp4"), "t", "0"), Row(None, "t", "1", audio_path=Path("x.wav"))])
+
+
+def test_sound_alone_goes_through_all_four(tmp_path):
+    "It has sources and a caption, and no subjects to cut out."
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "rain.wav", np.full(16000, 0.25, np.float32), 16000)
+    (tmp_path / "in" / "m.csv").write_text("path,audio_path,text\n,rain.wav,rain falls\n")
+    rows = read_manifest(tmp_path / "in" / "m.csv")
+    make_names(rows, tmp_path / "new" / "n.json", lambda captions: ['["rain"]'] * len(captions), progress=False)
+    assert not make_stems(rows, tmp_path / "stems", read_names(tmp_path / "new" / "n.json"), half, progress=False).skipped
+    assert FolderStems(tmp_path / "stems").get("rain")[0].name == "rain"
+    assert ["rain.wav: is sound alone" in s.reason for s in make_tracks(rows, tmp_path / "tracks", {}, one_box, everything, progress=False).skipped] == [True]
+    compose = type("Hum", (), dict(sample_rate=16000, alike=lambda self, caption: 0, __call__=lambda self, captions, names: np.full((len(names), 800), 0.5)))()
+    assert not make_unpaired(rows, tmp_path / "unpaired", compose, match_duration=True, progress=False).skipped
+    assert len(FolderUnpaired(tmp_path / "unpaired").get("rain").wave) == 16000
+    (new,) = read_manifest(mp.add_unpaired(rows, tmp_path / "unpaired", tmp_path / "in" / "m2.csv"))
+    assert new.path is None and new.extra["unpaired_audio_path"] == "../unpaired/rain.wav"
 
 
 # --- separation ---
@@ -157,7 +177,7 @@ def test_separators_by_name(world):
     assert load_separator("test_make_pools:half") is half or load_separator("test_make_pools:half")(np.ones(2), 1, "") .tolist() == [0.5, 0.5]
     with pytest.raises(MediaError, match="cannot be imported"): load_separator("nowhere_at_all:f")
     with pytest.raises(MediaError, match="is no function"): load_separator("test_make_pools:COMMANDS")
-    with pytest.raises(MediaError, match="1.3 GB, licence MIT"): load_separator("audiosep_base_4M_steps.ckpt")
+    with pytest.raises(MediaError, match="about 1.3 GB, licence MIT"): load_separator("audiosep_base_4M_steps.ckpt")
     with pytest.raises(MediaError, match="roberta-base"): load_separator(world / "audiosep" / "audiosep.ckpt")     # the tokenizer is not there
 
 
@@ -238,6 +258,20 @@ def test_videos_without_a_subject_and_bad_ones(world, tmp_path):
     def never(*a): raise AssertionError("asked again")
     again = make_tracks([r for r in rows if r.id not in ("broken", "huge")], tmp_path / "out", {}, never, never, progress=False)
     assert [s.id for s in again.skipped] == ["empty", "short"]                     # remembered, and listed again
+
+
+def test_only_what_a_video_shows_is_remembered(world, tmp_path):
+    "A file that could not be read, or a model that failed, is asked again; neither leaves a note that says that the video is done."
+    rows, calls = rows_of(world)[:2], []
+    def shaky(frames, row, names):
+        calls.append(row.id)
+        if len(calls) == 1: raise MediaError(row.path, "cannot be used (OSError: the network is gone)", "wait")
+        return one_box(frames, row, names)
+    assert len(make_tracks(rows, tmp_path / "a", {}, shaky, everything, progress=False).skipped) == 1
+    assert not make_tracks(rows, tmp_path / "a", {}, shaky, everything, progress=False).skipped and calls == [rows[0].id, rows[1].id, rows[0].id]
+    def broken(frames, boxes): raise ValueError("the model does not like this")
+    with pytest.raises(ValueError, match="does not like"): make_tracks(rows, tmp_path / "b", {}, one_box, broken, progress=False)
+    assert not list((tmp_path / "b").iterdir())
 
 
 def test_tracks_resume(world, tmp_path):
@@ -393,15 +427,26 @@ def test_help_and_missing_weights(world, tmp_path):
     lines = [f"{c} --help" for c in COMMANDS] + [f"javisdit_names {manifest} {tmp_path / 'n'}", f"javisdit_stems {manifest} {tmp_path / 's'} {names}",
              f"javisdit_tracks {manifest} {tmp_path / 't'} --names {names}", f"javisdit_unpaired {manifest} {tmp_path / 'u'}", f"javisdit_tracks {manifest} {tmp_path / 't'}",
              f"javisdit_names {tmp_path / 'none.csv'} x"]
-    said = subprocess.run([sys.executable, script], input="\n".join(lines), capture_output=True, text=True).stdout
+    page = json.loads((Path(__file__).parents[1] / "nbs" / "03aa_make_pools.ipynb").read_text(encoding="utf-8"))
+    (shown,) = ["".join(c["source"]) for c in page["cells"] if c["id"] == "commands-md"]
+    lines += [line for line in shown.splitlines() if line.startswith("javisdit_")]         # as the page says, where there is no manifest.csv
+    said = subprocess.run([sys.executable, script], input="\n".join(lines), capture_output=True, text=True, cwd=tmp_path).stdout
     assert "CRASH" not in said, said
     for word in ("any instruction-tuned model", "module:function", "Grounding DINO", "cut or pad to the clip's own length"): assert word in " ".join(said.split()), word
     errors = [line for line in said.splitlines() if line.startswith("EXIT") and not line.endswith(" 0")]
-    expected = ("Qwen/Qwen2.5-1.5B-Instruct, 3.1 GB, licence Apache-2.0", "1.3 GB, licence MIT", "google/owlv2-base-patch16-ensemble, 0.6 GB", "cvssp/audioldm2, 4.5 GB, licence CC BY-NC-SA 4.0",
-                "say --boxes FOLDER or --names FILE", "none.csv: does not exist")
+    expected = ("Qwen/Qwen2.5-1.5B-Instruct, 3.09 GB, licence Apache-2.0", "about 1.3 GB, licence MIT", "google/owlv2-base-patch16-ensemble, 0.62 GB", "cvssp/audioldm2, about 4.5 GB, licence CC BY-NC-SA 4.0",
+                "say --boxes FOLDER or --names FILE", "none.csv: does not exist", *[f"{c}: manifest.csv: does not exist" for c in COMMANDS])
     assert len(errors) == len(expected)
     for line, words in zip(errors, expected): assert words in line, line
     assert not [p for p in tmp_path.iterdir() if p != script]                      # nothing was begun
+
+
+def test_sizes_are_numbers_times_bytes():
+    "Of the models whose shape transformers knows, or that is published with them."
+    qwen = hf.Qwen2Config(vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=True)
+    owl = hf.Owlv2Config(vision_config=dict(image_size=960, patch_size=16))
+    with torch.device("meta"): models = dict(sam=(hf.SamModel(hf.SamConfig()), 4), owlv2=(hf.Owlv2ForObjectDetection(owl), 4), **{"qwen2.5": (hf.Qwen2ForCausalLM(qwen), 2)})
+    for name, (model, size) in models.items(): assert WEIGHTS[name].gigabytes == round(sum(p.numel() for p in model.parameters()) * size / 1e9, 2) and WEIGHTS[name].counted
 
 
 def test_names_stay_names():
