@@ -84,4 +84,4 @@ def test_stage_3_on_two_processes_and_on_one_again(tmp_path):
     options = [word for k, v in settings.items() for word in (f"--{k}", str(v))]
     again = subprocess.run([sys.executable, "-c", "from javisdit.launch import javisdit_train; javisdit_train()", "joint", *options], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert json.loads(again.stdout.splitlines()[-1]) | dict(parameters=0) == dict(steps=6, processes=1, parameters=0)
+    assert json.loads(again.stdout.splitlines()[-1]) | dict(learning=0) == dict(steps=6, processes=1, learning=0)
