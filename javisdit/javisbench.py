@@ -9,8 +9,8 @@ __all__ = ['FILES', 'ORIGIN', 'MM_FPS', 'MM_FRAMES', 'MM_STEP', 'MM_SECONDS', 'M
            'load_judges', 'fingerprint', 'digest', 'stretches_of', 'I3DStretches', 'AudioClipStretches', 'Scored',
            'details', 'attempt', 'Judge', 'recall', 'judge_item', 'feature_file', 'vectors', 'stacked', 'set_value',
            'finite', 'line', 'clip_lines', 'set_lines', 'categories', 'of_category', 'beside_paper', 'shown_clips',
-           'compounds', 'can_run', 'verdict', 'paired', 'comparison', 'report_of', 'whole', 'write_rows',
-           'write_report', 'prepare', 'judge_side', 'work', 'score_folder', 'all_done', 'javisdit_score']
+           'compounds', 'can_run', 'verdict', 'paired', 'comparison', 'report_of', 'write_rows', 'write_report',
+           'prepare', 'judge_side', 'work', 'score_folder', 'all_done', 'javisdit_score']
 
 # %% ../nbs/09b_javisbench.ipynb #imports
 import csv
@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 import javisdit
 from .audioclip import AUDIOCLIP, AudioClipFeatures, load_audioclip
-from .core import MediaError, rng
+from .core import MediaError, rng, whole
 from .corpora import SOUND_ENDINGS, captions_of, media
 from .data import VIDEO_ENDINGS, caption_beside, read_manifest
 from .detect import load_detectors
@@ -113,11 +113,11 @@ def read_folder(folder, prompts=None) -> list:   # of `Item`
     if not folder.is_dir(): raise MediaError(folder, "is not a folder", "give the folder of the clips")
     table = Path(prompts) if prompts else folder / "manifest.csv"
     if prompts or table.exists(): return listed(folder, table)
-    known, out = captions_of(folder), []
+    known, out = {Path(n).with_suffix("").as_posix(): text for n, text, _ in captions_of(folder)}, []
     for name in dict.fromkeys(p.relative_to(folder).with_suffix("").as_posix() for p in media(folder)):
         try: (video, audio), fault = find_clip(folder, [name]), ""
         except MediaError as e: video, audio, fault = None, None, str(e)
-        text = None if fault else caption_beside(video or audio) or known.get(name) or known.get(Path(name).name)
+        text = None if fault else caption_beside(video or audio) or known.get(name)
         out.append(Item(name, video, audio, text, text, fault=fault))
     if not out: raise MediaError(folder, "holds no clips", f"expected files ending in {', '.join(VIDEO_ENDINGS + SOUND_ENDINGS)}")
     return out
@@ -531,20 +531,15 @@ def report_of(folder, protocol: str, metrics: list, judge: Judge, scored: list, 
                 lead=lead, shown=cards, paper=paper, **({"compare": comparison([m for m in clips + sets], scored, other, real, other_name, seed)} if other else {}))
 
 # %% ../nbs/09b_javisbench.ipynb #write
-def whole(path: Path, text: str):
-    "Write a file whole or not at all."
-    (part := path.with_name(f"{path.name}.{os.getpid()}")).write_text(text, encoding="utf-8"); part.replace(path)
-
 def write_rows(path: Path, scored: list):
     "A line a clip: caption, categories, scores; empty where there is none, with the reasons in the last column."
     names = list(scored[0].values)
-    with open(part := path.with_name(f"{path.name}.{os.getpid()}"), "w", newline="", encoding="utf-8") as f:
+    with whole(path) as part, open(part, "w", newline="", encoding="utf-8") as f:
         out = csv.writer(f)
         out.writerow(["id", "text", *(f"cat{i}_ind" for i in range(len(ASPECTS))), *names, "left_out"])
         for s in scored:
             why = "; ".join(f"{n}: {v}" for n, v in s.values.items() if isinstance(v, str))
             out.writerow([s.item.id, s.item.text or "", *(",".join(map(str, c)) for c in s.item.labels or [()] * len(ASPECTS)), *("" if isinstance(v, str) else repr(v) for v in s.values.values()), why])
-    part.replace(path)
 
 def write_report(out: Path, report: dict, scored: list):
     "report.json, clips.csv, report.html and, where sets were compared, features.safetensors."
@@ -553,9 +548,9 @@ def write_report(out: Path, report: dict, scored: list):
         uri = attempt(lambda: data_uri(read_item(items[card["id"]])[0]))
         if uri.startswith("data:"): drawn[card["id"]] = uri
         else: card["fault"] = uri
-    whole(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
+    with whole(out / "report.json") as part: part.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     write_rows(out / "clips.csv", scored)
-    whole(out / "report.html", page(report, drawn))
+    with whole(out / "report.html") as part: part.write_text(page(report, drawn), encoding="utf-8")
     if rows := {n: np.ascontiguousarray(stacked(r), np.float32) for n, r in vectors(scored).items() if r}: save_file(rows, out / "features.safetensors")
 
 # %% ../nbs/09b_javisbench.ipynb #run

@@ -65,7 +65,6 @@ def test_raw_media_on_one_process(tmp_path):
     check(chain(tmp_path, tmp_path / "world", encode_once=False))
 
 
-@pytest.mark.slow
 def test_a_cache_on_two_processes(tmp_path):
     write_world(tmp_path / "world", 16, clip=tiny().clip, workers=1)
     command("javisdit_cache", tmp_path / "world", tmp_path / "cache")
