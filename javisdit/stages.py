@@ -26,7 +26,7 @@ from .dit import JavisDiT
 from .engines import for_processes, in_turn, share
 from .heldout import heldout_losses, heldout_table, moments
 from .launch import Processes
-from .learner import flow_learner, train_steps
+from .learner import PRECISIONS, flow_learner, train_steps
 from .models import read_model
 from .prior import CaptionPrior
 from .runs import claim_run, file_hash
@@ -56,6 +56,7 @@ class StageParameters(Processes):
     batch_size: int | None = None    # clips of a step; None: the preset's
     buckets: str | None = None       # lengths, sizes and batches of clips (chapter 03b): audio, joint, a JSON file, or none; None: the preset's
     lr: float | None = None          # learning rate; None: the preset's
+    precision: str | None = None     # float32, or bfloat16 where the model computes; None: the preset's
     block: int = 250                 # steps between validations and checkpoints
     workers: int = 2                 # processes that write the world and encode clips
     encode_once: bool = True         # keep the latents of every clip; False: encode clips as they are read, each time
@@ -68,6 +69,7 @@ class StageParameters(Processes):
         for name in ("steps", "clips", "valid", "batch_size", "block", "lr"):
             if (value := getattr(self, name)) is not None and value <= 0: raise ValueError(f"parameter {name} = {value}: a positive number is needed")
         preset_config(self.preset)
+        if self.precision not in (None, *PRECISIONS): raise ValueError(f"parameter precision = {self.precision}: choose one of {', '.join(PRECISIONS)}")
         if self.encode_on not in (None, "cpu", "cuda"): raise ValueError(f"parameter encode_on = {self.encode_on}: choose cpu or cuda")
         if self.table and self.batch_size: raise ValueError(f"parameter batch_size = {self.batch_size}: buckets bring their own, set buckets to none")
         for name in ("data", *self.starts):
@@ -84,7 +86,7 @@ def settings(self: StageParameters) -> dict:
 @patch(as_prop=True)
 def config(self: StageParameters) -> Config:
     "The preset with these parameters put in."
-    base, own = preset_config(self.preset), {k: getattr(self, k) for k in ("steps", "batch_size", "lr") if getattr(self, k) is not None}
+    base, own = preset_config(self.preset), {k: getattr(self, k) for k in ("steps", "batch_size", "lr", "precision") if getattr(self, k) is not None}
     return replace(base, train=replace(base.train, **{**self.settings, **own}))
 
 @patch(as_prop=True)

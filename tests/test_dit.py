@@ -9,7 +9,7 @@ import torch
 from diffusers.models import attention_dispatch
 
 from javisdit import attention, dit
-from javisdit.attention import CrossAttention, PriorModulation, SpatialTemporalSelfAttention, find_backend
+from javisdit.attention import CrossAttention, PriorModulation, SpatialTemporalSelfAttention, attend, find_backend
 from javisdit.checkpoints import from_reference, to_reference
 from javisdit.core import PRESETS, ModelConfig, generator, paper, preset, released, tiny
 from javisdit.dit import ConditionEmbedder, JavisDiT, clip_facts, draw_drops, stage_of, trainable, trim_text
@@ -444,6 +444,20 @@ def test_maps_say_what_they_cannot_draw():
 
 
 # --- precision ---
+
+def test_autocast_on_the_cpu():
+    "Attention goes through float32 there: outputs stay in bfloat16, and gradients agree with those of float32."
+    model, (video, audio, t, cond) = awake("paper", "windows"), inputs()
+    def gradients():
+        model.zero_grad()
+        out = model(video, audio, t, model.conditions(**cond))
+        sum(x.float().square().mean() for x in (out.video, out.audio)).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    exact = gradients()
+    with torch.autocast("cpu", torch.bfloat16): half = gradients()
+    assert (exact - half).norm() < 0.03 * exact.norm()
+    q, k, v = (torch.randn(2, 5, 2, 8, dtype=torch.bfloat16) for _ in range(3))
+    assert attend(q, k, v).dtype == torch.bfloat16 and torch.equal(attend(q, k, v), attend(q.float(), k.float(), v.float()).bfloat16())
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout, bi", [("paper", "windows"), ("paper", "seconds"), ("released", "global")])

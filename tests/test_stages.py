@@ -123,5 +123,6 @@ def test_what_cannot_be_is_said_before_anything_is_written(tmp_path):
     assert TrainJoint(preset="paper").table.config.keys() >= {"240p", "720p"} and TrainJoint(preset="paper", buckets="none").table is None
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no clips"): stage_data(StageParameters(data=str(tmp_path / "empty"), out_dir=str(tmp_path / "run")))
+    with pytest.raises(ValueError, match="precision = half: choose one of float32, bfloat16"): TrainJoint(precision="half")
     with pytest.raises(ValueError, match="give init or the two streams"): TrainJoint(init=str(tmp_path), video=str(tmp_path), audio=str(tmp_path))
     assert not (tmp_path / "run").exists()
