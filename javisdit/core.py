@@ -105,7 +105,7 @@ class TrainConfig:
     eps: float = 1e-15                    # of AdamW
     clip: float = 1.0                     # global gradient norm
     ema: float = 0.99                     # decay of the averaged weights
-    shift: str = "reference"              # of noise levels: "reference" or "none"
+    shift: str | float = "reference"      # of noise levels: "reference", "none", or a ratio (chapter 04a)
     masks: str = "none"                   # x-conditional masks while both streams learn: "none", "paper" or "reference"
     precision: str = "float32"            # of the model's arithmetic: "float32" or "bfloat16"
     checkpointing: bool = False           # compute activations a second time instead of keeping them
@@ -116,7 +116,7 @@ class SampleConfig:
     "How clips are sampled (paper App. C.1)."
     steps: int = 30                       # Euler steps
     guidance: float = 7.0                 # 1 = no classifier-free guidance
-    shift: str = "reference"
+    shift: str | float = "reference"
     suffix: str = ""                      # said after every prompt that does not say so already
 
 # %% ../nbs/00_core.ipynb #config
@@ -164,8 +164,8 @@ def tiny():
                           audio_channels=16, audio_stride=(4, 64)),
         model=ModelConfig(width=128, depth=4, heads=4, video_channels=192, video_patch=(1, 1, 1), audio_channels=16, audio_patch=(2, 1),
                           text_channels=384, text_tokens=48, prior_tokens=(8, 8), prior_channels=32, predict_sigma=False, skip="linear", base_size=256),
-        train=TrainConfig(steps=1600, batch_size=16, lr=2e-3, warmup=100, schedule="cosine", eps=1e-8, shift="none"),
-        sample=SampleConfig(steps=20, guidance=2.0, shift="none"))
+        train=TrainConfig(steps=1600, batch_size=16, lr=2e-3, warmup=100, schedule="cosine", eps=1e-8, shift=5.0),
+        sample=SampleConfig(steps=20, guidance=2.0, shift=3.0))
 
 def small():
     "The tiny world at 64 x 64 pixels with a model of 100 million parameters: one GPU, an evening (not measured yet)."

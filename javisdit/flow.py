@@ -39,10 +39,11 @@ def logit_normal(n: int, generator: torch.Generator) -> Tensor:
     return torch.randn(n, generator=generator, device=generator.device).sigmoid()
 
 # %% ../nbs/04a_flow.ipynb #shift
-def shift_ratio(clip: ClipConfig, kind: str = "reference") -> float:
-    "The ratio r of a clip's noise shift; 1 leaves the levels alone. `kind` is 'reference' or 'none'."
+def shift_ratio(clip: ClipConfig, kind: str | float = "reference") -> float:
+    "The ratio r of a clip's noise shift; 1 leaves the levels alone. `kind` is 'reference', 'none', or the ratio itself."
     if kind == "none": return 1.0
-    if kind != "reference": raise ValueError(f"shift {kind!r} does not exist: choose 'reference' or 'none'")
+    if isinstance(kind, (int, float)) and 0 < kind < math.inf: return float(kind)
+    if kind != "reference": raise ValueError(f"shift {kind!r} does not exist: choose 'reference', 'none' or a ratio above 0")
     frames = clip.frames
     latent = 1 if frames == 1 else 5 * (frames // 17) if frames >= 17 else math.ceil(frames / 4)
     return math.sqrt(clip.height * clip.width / 512**2) * math.sqrt(latent)

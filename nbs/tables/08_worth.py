@@ -16,7 +16,8 @@ from javisdit.detect import hear_all, see_all, sync_report
 from javisdit.dit import Apart
 from javisdit.heldout import bootstrap
 from javisdit.sampler import JavisDiTPipeline, test_scenes, through_codecs
-from javisdit.truth import place_of, sequence
+from javisdit.truth import place_of
+from javisdit.world import PLACES
 
 HERE = Path(__file__).resolve().parent
 
@@ -47,16 +48,29 @@ def share(right: list) -> str:
     return f"{mean:.2f} ({low:.2f} to {high:.2f}) of {len(right)}"
 
 
+def names_side(scene) -> bool:
+    "Does the caption say where its first event is?"
+    said, side = scene.caption.lower().replace("in the middle of the clip", ""), scene.subjects[scene.events[0].subject].side
+    return any(words in said for words in PLACES[side])
+
+
+def one_after_the_other(events: list) -> list:
+    "Kinds in their order, if each is over before the next begins, which captions then say; else nothing."
+    kinds = list(dict.fromkeys(e.kind for e in events))
+    spans = [[e.onset for e in events if e.kind == k] for k in kinds]
+    return kinds if all(a[-1] < b[0] for a, b in zip(spans, spans[1:])) and len(kinds) > 1 else []
+
+
 def row(name: str, scenes: list, clips: list) -> dict:
     "A line of the table."
     heard, seen, report, gap, kind, side, order = hear_all(clips), see_all(clips), sync_report(clips), [], [], [], []
     for scene, h, s in zip(scenes, heard, seen):
-        events = sorted(scene.events, key=lambda e: e.onset)
+        h, events = sorted(h, key=lambda e: e.time), sorted(scene.events, key=lambda e: e.onset)
         if len(events) == 1:
             gap.append(1000 * min((abs(a.time - b.time) for a in h for b in s), default=np.inf))
             kind.append({e.kind for e in h} == {events[0].kind})
-            side.append(any(abs(e.x - place_of(events[0], scene.clip.fps)) < 1 / 6 for e in s))
-        if len({e.kind for e in events}) > 1: order.append(sequence([e.time for e in h], [e.kind for e in h]) == sequence([e.onset for e in events], [e.kind for e in events]))
+            if names_side(scene): side.append(any(abs(e.x - place_of(events[0], scene.clip.fps)) < 1 / 6 for e in s))
+        if kinds := one_after_the_other(events): order.append(list(dict.fromkeys(e.kind for e in h)) == kinds)
     m = report.matched
     return dict(way=name, clips=len(clips), silent=report.silent, still=report.still, own_ms=round(1000 * m.heard_to_seen), shuffled_ms=round(1000 * report.shuffled.heard_to_seen),
                 ratio=f"{report.ratio:.2f} ({report.low:.2f} to {report.high:.2f})", f1=round(m.f1, 2), one_event_ms=f"{np.median(gap):.0f} of {len(gap)}",
