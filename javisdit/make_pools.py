@@ -678,8 +678,7 @@ def add_unpaired(
 ) -> Path:
     "A manifest with the column `unpaired_audio_path`, relative to its folder, empty where there is no sound."
     relative = lambda p: Path(os.path.relpath(p, Path(path).parent)).as_posix() if p.exists() else ""
-    with whole(path) as part: write_manifest([replace(r, extra=r.extra | dict(unpaired_audio_path=relative(Path(folder) / f"{n}.wav"))) for n, r in by_name(rows).items()], part)
-    return Path(path)
+    return write_manifest([replace(r, extra=r.extra | dict(unpaired_audio_path=relative(Path(folder) / f"{n}.wav"))) for n, r in by_name(rows).items()], path)
 
 # %% ../nbs/03aa_make_pools.ipynb #names-command
 @contextmanager

@@ -27,7 +27,7 @@ from fastcore.script import Param, call_parse
 from PIL import Image
 from scipy.signal import resample_poly
 
-from .core import MediaError, rng, tiny
+from .core import MediaError, rng, tiny, whole
 from .media import media_errors
 from .world import BLACK, BRASS, GREY, WHITE, Cast, Kind, box, circle, ellipse, line, write_world
 
@@ -348,11 +348,10 @@ def write_sprites(
     rows = [dict(kind=f.name, noun=sprites.cast.nouns[f.name], picture=f.picture.name, sound=f.sound.name, caption=c,
                  sound_start=k.sound.start, sound_seconds=k.sound.seconds, licence=licence)
             for f, c, k in zip(sprites.found, sprites.captions, sprites.cast.kinds.values())]
-    with (tmp := out / "sprites.csv.tmp").open("w", newline="", encoding="utf-8") as file:
+    for i, path in enumerate(sprites.licences): shutil.copyfile(path, out / f"sprites.licence{i or ''}.txt")
+    with whole(out / "sprites.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader(); table.writerows(rows)
-    for i, path in enumerate(sprites.licences): shutil.copyfile(path, out / f"sprites.licence{i or ''}.txt")
-    tmp.replace(out / "sprites.csv")
     return out / "sprites.csv"
 
 # %% ../nbs/00ba_sprites.ipynb #command
