@@ -33,7 +33,7 @@ from tqdm import tqdm
 from .augment import WAYS, make_negatives
 from .buckets import Buckets, ByBucket, read_buckets
 from .codecs import load_codecs
-from .core import Config, MediaError, preset as preset_config, rng, whole
+from .core import Config, MediaError, as_command, preset as preset_config, rng, whole
 from .data import Batch, ClipDataset, ClipItem, Latents, Row, Skipped, SkipReport, filled, fingerprint, in_order, read_manifest
 from .encoders import load_text_encoder
 from .media import read_audio, to_model
@@ -550,8 +550,7 @@ def javisdit_cache(
     if processes > 1 and world > 1: raise SystemExit("javisdit_cache: --processes is for one machine alone: use it or --rank and --world")
     work = partial(_work, manifest=manifest, out=out, preset=preset, start=start, seed=seed, negatives=negatives, pools=pools, pictures=not sound_alone, buckets=buckets,
                    device=f"cuda:{local}" if device == "cuda" else device, shard=shard, tar=tar, workers=workers, limit=limit)
-    try: done = any(in_processes(processes, work) if world == 1 else [work(rank, world)])
-    except ValueError as e: raise SystemExit(f"javisdit_cache: {e}") from None
+    with as_command("javisdit_cache"): done = any(in_processes(processes, work) if world == 1 else [work(rank, world)])
     if not done: return print(f"{out}: process {rank} of {world} is done, others are not: the last one writes the index")
     print(f"{CachedLatents(out)}\n{CachedLatents(out).report}")
     if old := unused(out): print(f"{len(old)} shards are of no use any more{': deleted' if prune else ': --prune deletes them'}")
