@@ -279,7 +279,7 @@ def gather(
 def load_vad():
     "Silero's voice detector (package silero-vad)."
     try: from silero_vad import load_silero_vad
-    except ImportError: raise ImportError("the speech filter needs the package silero-vad: pip install --no-deps silero-vad (it asks for torchaudio, which is not used)") from None
+    except ImportError: raise ImportError("the speech filter needs the package silero-vad: pip install 'javisdit[speech]'") from None
     return load_silero_vad()
 
 def speech_share(
