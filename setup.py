@@ -38,7 +38,7 @@ setup(
     ],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
-    package_data={cfg["lib_name"]: ["weights/*", "weights/*/*"]},
+    package_data={cfg["lib_name"]: ["weights/*", "weights/*/*", "weights/*/*/*"]},
     install_requires=shlex.split(cfg["requirements"]),
     extras_require=extras,
     entry_points={

@@ -163,7 +163,7 @@ def tiny():
         codec=CodecConfig(video="tiny", audio="tiny", video_channels=192, video_stride=(4, 32, 8), video_chunk=None,
                           audio_channels=16, audio_stride=(4, 64)),
         model=ModelConfig(width=128, depth=4, heads=4, video_channels=192, video_patch=(1, 1, 1), audio_channels=16, audio_patch=(2, 1),
-                          text_channels=384, text_tokens=48, prior_tokens=(8, 8), prior_channels=32, predict_sigma=False, skip="linear", base_size=32),
+                          text_channels=384, text_tokens=48, prior_tokens=(8, 8), prior_channels=32, predict_sigma=False, skip="linear", base_size=256),
         train=TrainConfig(steps=1600, batch_size=16, lr=2e-3, warmup=100, schedule="cosine", eps=1e-8, shift="none"),
         sample=SampleConfig(steps=20, guidance=2.0, shift="none"))
 
@@ -171,7 +171,7 @@ def small():
     "The tiny world at 64 x 64 pixels with a model of 100 million parameters: one GPU, an evening (not measured yet)."
     base = tiny()
     return replace(base, name="small", clip=replace(base.clip, height=64, width=64),
-                   model=replace(base.model, width=512, depth=12, heads=8, prior_tokens=(32, 32), prior_channels=128, base_size=64),
+                   model=replace(base.model, width=512, depth=12, heads=8, prior_tokens=(32, 32), prior_channels=128, base_size=512),
                    train=replace(base.train, steps=50000, batch_size=64, lr=3e-4, warmup=1000))
 
 # %% ../nbs/00_core.ipynb #presets-paper
