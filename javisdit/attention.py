@@ -187,16 +187,12 @@ class Windows(NamedTuple):
 def make_windows(frames, audio_steps, padding="exclude", device=None):
     "Audio step i of r goes to frame i*t // r of t."
     if padding not in ("exclude", "attend"): raise ValueError(f"window_padding {padding!r} does not exist: choose 'exclude' or 'attend'")
-    size = -(-audio_steps // frames)
-    steps, real, slots = [[0] * size for _ in range(frames)], [[False] * size for _ in range(frames)], []
-    for i in range(audio_steps):
-        frame = i * frames // audio_steps
-        slot = (i * frames - frame * audio_steps) // frames
-        steps[frame][slot], real[frame][slot] = i, True
-        slots.append(frame * size + slot)
-    empty = [not any(row) for row in real]
-    table = lambda rows: torch.tensor(rows, device=device)
-    return Windows(table(steps), table(real), table(slots), table(empty) if any(empty) and padding == "exclude" else None, padding)
+    size, i = -(-audio_steps // frames), torch.arange(audio_steps, device=device)
+    frame = i * frames // audio_steps
+    slots = frame * size + (i * frames - frame * audio_steps) // frames
+    steps = i.new_zeros(frames * size).index_copy(0, slots, i).unflatten(0, (frames, size))
+    real = torch.zeros_like(steps, dtype=torch.bool).flatten().index_fill(0, slots, True).view_as(steps)
+    return Windows(steps, real, slots, ~real.any(1) if audio_steps < frames and padding == "exclude" else None, padding)
 
 # %% ../nbs/01_attention.ipynb #bi-forms
 def attend_both(q, k, vq, vk, to_q=None, backend=SDPA):
@@ -212,7 +208,7 @@ def bi_global(video, audio, clock, _, backend=SDPA):
 
 def bi_windows(video, audio, windows, padding_token, backend=SDPA):
     "Each video frame with the audio steps of its own window."
-    (frames, size), m = windows.steps.shape, audio.shape[2]
+    frames, m = len(windows.steps), audio.shape[2]
     audio = audio.index_select(1, windows.steps.flatten())                                     # (b (t w) m 2 h e)
     if windows.padding == "attend": audio = torch.where(windows.real.view(-1, 1, 1, 1, 1), audio, padding_token)
     q, vq = video.flatten(0, 1).unbind(2)                                                      # ((b t) s h e)

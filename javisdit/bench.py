@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from .attention import PriorCrossAttention, attend
 from .cache import Encoder, Entry, Reading, write_cache
 from .checkpoints import freeze
-from .core import Config, generator, preset, rng
+from .core import Config, as_command, generator, preset, rng
 from .data import ClipDataset, ClipItem, Row, Skipped, filled
 from .dit import JavisDiT
 from .flow import guided
@@ -403,5 +403,4 @@ def javisdit_bench(argv: list[str] | None = None):
     parser.add_argument("command", choices=COMMANDS, help="what to measure")
     command = COMMANDS[parser.parse_args(argv[:1]).command]
     given = vars(anno_parser(command, prog=f"javisdit_bench {command.__name__}").parse_args(argv[1:]))
-    try: command(**{k: v for k, v in given.items() if k not in ("pdb", "xtra")})
-    except ValueError as e: raise SystemExit(f"javisdit_bench: {e}") from None
+    with as_command("javisdit_bench"): command(**{k: v for k, v in given.items() if k not in ("pdb", "xtra")})

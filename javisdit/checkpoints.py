@@ -34,7 +34,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .attention import PriorCrossAttention
-from .core import MediaError, ModelConfig
+from .core import MediaError, ModelConfig, as_command
 from .dit import Apart, BiBlock, JavisDiT, NoPrior, PriorBlock, StreamBlock, stage_of, trainable
 
 # %% ../nbs/01b_checkpoints.ipynb #tables
@@ -571,9 +571,8 @@ def javisdit_convert(
 ):
     "Rewrite a checkpoint of JavisDiT or OpenSora under this project's names, or back, without loading it whole."
     types = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    try:
+    with as_command("javisdit_convert"):
         if dtype not in types: raise ValueError(f"dtype {dtype!r} does not exist: choose float32, bfloat16 or float16")
         told = dict(layout=layout, heads=heads, prior_tokens=prior_tokens and tuple(map(int, prior_tokens.split(","))))
         _, _, kind, config = convert(src, out, to, types[dtype], int(shard_gb * 1e9), True, **{k: v for k, v in told.items() if v is not None})
-    except ValueError as e: raise SystemExit(f"javisdit_convert: {e}") from None
     print(f"{out}: {kind.part}, {config.layout} layout, width {config.width}, depth {config.depth}, {config.heads} heads, under {'our' if to == 'ours' else 'the reference' + chr(39) + 's'} names")

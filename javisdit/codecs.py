@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .core import ClipConfig, Config, ceil_to, generator, tiny
+from .core import ClipConfig, Config, ceil_to, generator, tiny, whole
 from .hub import loader_of
 from .media import LOG_FLOOR, log_mel, mel_basis, read_clip, write_clip
 from .world import world_clip
@@ -296,7 +296,7 @@ def save_codecs(path, video: TinyVideoCodec, audio: TinyAudioCodec, **made):
     tensors |= {f"audio.{k}": v.clone() for k, v in audio.state_dict().items()}
     sizes = dict(video=dict(channels=video.channels, stride=video.stride, kept=video.kept, width=video.width),
                  audio=dict(channels=audio.channels, stride=audio.stride))
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path, dict(sizes=json.dumps(sizes), made=json.dumps(made)))
+    with whole(path) as part: save_file({k: v.contiguous() for k, v in tensors.items()}, part, dict(sizes=json.dumps(sizes), made=json.dumps(made)))
 
 def read_codecs(path=None):
     "The tiny codecs of a file written by `save_codecs` (default: the shipped one), and how they were made."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'ceil_to', 'ClipConfig', 'CodecConfig', 'ModelConfig', 'TrainConfig', 'SampleConfig', 'Config', 'tiny',
            'small', 'paper', 'released', 'preset', 'whole', 'config_to_dict', 'config_from_dict', 'save_config',
-           'load_config', 'generator', 'rng', 'MediaError']
+           'load_config', 'generator', 'rng', 'MediaError', 'as_command']
 
 # %% ../nbs/00_core.ipynb #imports
 import hashlib
@@ -240,3 +240,9 @@ class MediaError(ValueError):
         self.path, self.reason, self.remedy = str(path), reason, remedy
         super().__init__(f"{path}: {reason}: {remedy}")
     def __reduce__(self): return (MediaError, (self.path, self.reason, self.remedy))   # so that data-loader workers can send it
+
+@contextmanager
+def as_command(name):
+    "What goes wrong in this block ends the command `name` with one line instead of a trace."
+    try: yield
+    except (ValueError, OSError, ImportError) as e: raise SystemExit(f"{name}: {e}") from None

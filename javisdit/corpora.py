@@ -23,7 +23,7 @@ import yaml
 from fastcore.script import call_parse
 from tqdm import tqdm
 
-from .core import MediaError
+from .core import MediaError, as_command
 from .data import VIDEO_ENDINGS, Row, caption_beside, filled, write_manifest
 from .media import read_audio
 
@@ -279,7 +279,7 @@ def gather(
 def load_vad():
     "Silero's voice detector (package silero-vad)."
     try: from silero_vad import load_silero_vad
-    except ImportError: raise ImportError("the speech filter needs the package silero-vad: pip install --no-deps silero-vad (it asks for torchaudio, which is not used)") from None
+    except ImportError: raise ImportError("the speech filter needs the package silero-vad: pip install 'javisdit[speech]'") from None
     return load_silero_vad()
 
 def speech_share(
@@ -315,10 +315,10 @@ def javisdit_manifest(
     max_speech: float = None,      # leave out clips with a larger share of speech, 0 to 1
 ):
     "Write a manifest of a corpus or a folder of media."
-    found = gather(folder, corpus)
-    dropped = []
-    if speech or max_speech is not None: found.rows, dropped = mark_speech(found.rows, max_speech)
-    print(found)
-    if dropped: print(f"  {len(dropped)} clips left out: more than {max_speech:.0%} speech")
-    if not found.rows: raise MediaError(folder, "holds no clip with so little speech", "raise max_speech")
-    print(write_manifest(found.rows, Path(out) if out else Path(folder) / "manifest.csv"))
+    with as_command("javisdit_manifest"):
+        found, dropped = gather(folder, corpus), []
+        if speech or max_speech is not None: found.rows, dropped = mark_speech(found.rows, max_speech)
+        print(found)
+        if dropped: print(f"  {len(dropped)} clips left out: more than {max_speech:.0%} speech")
+        if not found.rows: raise MediaError(folder, "holds no clip with so little speech", "raise max_speech")
+        print(write_manifest(found.rows, out or Path(folder) / "manifest.csv"))

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .core import ClipConfig, MediaError, generator
+from .core import ClipConfig, MediaError, generator, whole
 from .media import Clip, probe, probe_sound, read_audio, read_clip, to_model
 
 # %% ../nbs/03a_data.ipynb #row
@@ -147,7 +147,7 @@ def _cells(row, folder):
 def write_manifest(rows: list[Row], path) -> Path:
     "Write `rows` as a manifest, with paths relative to its folder."
     path, extra = Path(path), dict.fromkeys(k for r in rows for k in r.extra)
-    with open(path, "w", newline="", encoding="utf-8") as f:
+    with whole(path) as part, open(part, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, (*COLUMNS, *extra))
         writer.writeheader()
         writer.writerows(_cells(r, path.parent) for r in rows)

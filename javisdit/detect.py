@@ -29,7 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from .core import generator, rng, tiny
+from .core import generator, rng, tiny, whole
 from .media import log_mel, to_model
 
 # %% ../nbs/00bb_detect.ipynb #events
@@ -206,7 +206,7 @@ class Detectors:
         nets = dict(watcher=self.watcher, listener=self.listener)
         state = {f"{n}.{k}": v.half() if v.is_floating_point() else v for n, net in nets.items() for k, v in net.state_dict().items()}
         settings = dict(kinds=self.kinds, threshold=self.threshold, bias=self.bias)
-        Path(path).write_bytes(save(state, dict(settings=json.dumps(settings))))
+        with whole(path) as part: part.write_bytes(save(state, dict(settings=json.dumps(settings))))
 
 @functools.cache
 def load_detectors(path=None) -> Detectors:
@@ -423,8 +423,7 @@ def fit_detector(net, step, n, passes, checkpoint, seed=0, batch=16, lr=3e-3, no
             opt.step(); schedule.step()
             total += loss.item()
         note(f"pass {p + 1} of {passes}: loss {total / batches:.3f}")
-        torch.save(dict(done=p + 1, asked=asked, **{k: v.state_dict() for k, v in parts.items()}), part := checkpoint.with_suffix(".part"))
-        part.replace(checkpoint)
+        with whole(checkpoint) as part: torch.save(dict(done=p + 1, asked=asked, **{k: v.state_dict() for k, v in parts.items()}), part)
     return net.eval()
 
 # %% ../nbs/00bb_detect.ipynb #steps

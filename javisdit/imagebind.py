@@ -12,7 +12,6 @@ import gzip
 import html
 import importlib.util
 import re
-import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -27,7 +26,7 @@ from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .core import MediaError
-from .encoders import TextStates
+from .encoders import TextStates, warn_of_cuts
 
 # %% ../nbs/00da_imagebind.ipynb #merges
 def merges_file() -> Path:   # a text file, gzipped: two pieces a line
@@ -60,10 +59,7 @@ class ClipTokenizer:
     def __call__(self, captions: list[str]) -> Tensor:
         "Token numbers int64 `(b tokens)`; warns once if some captions are cut."
         rows = self.whole(captions)
-        if long := [i for i, x in enumerate(rows) if len(x) > self.tokens]:
-            i = max(long, key=lambda i: len(rows[i]))
-            warnings.warn(f"{len(long)} of {len(captions)} captions are longer than {self.tokens} tokens and lose their end, "
-                          f"at most {len(rows[i])} tokens: {captions[i]!r}. Shorten them", stacklevel=2)
+        warn_of_cuts(captions, rows, self.tokens, "Shorten them")
         out = torch.zeros(len(rows), self.tokens, dtype=torch.int64)
         for row, x in zip(out, map(self.cut, rows)): row[:len(x)] = torch.tensor(x)
         return out

@@ -269,8 +269,8 @@ class ScheduleCallback(Callback):
 class AccumulateCallback(Callback):
     "One optimiser step for all micro batches of a step."
     order, run_valid = 6, False
-    def before_train(self): self.parts = len(self.dl.share(self.learn.step))
-    def after_loss(self): self.learn.loss_grad = self.learn.loss_grad / self.parts
+    def before_train(self): self.micros = len(self.dl.share(self.learn.step))
+    def after_loss(self): self.learn.loss_grad = self.learn.loss_grad / self.micros
     def before_step(self):
         if not self.micro.last: raise CancelBatchException()      # what fastai calls to skip the step and the zeroing of gradients
 
@@ -349,7 +349,7 @@ class LossLogCallback(Callback):
     def __init__(self, out_dir: Path, names: tuple, every: int = 10, logs: tuple = ()):
         if unknown := set(logs) - set(LOGS): raise ValueError(f"there is no log {', '.join(sorted(unknown))}: choose from {', '.join(LOGS)}")
         self.out_dir, self.names, self.every, self.logs = Path(out_dir), names, every, logs
-        self.lines, self.also, self.rows, self.parts, self.valid, self.last = JsonLines(self.out_dir / "log.jsonl"), [], [], [], {}, {}
+        self.lines, self.also, self.rows, self.pending, self.valid, self.last = JsonLines(self.out_dir / "log.jsonl"), [], [], [], {}, {}
     def state(self): return [self.total(self.rows)]                         # one row for those of all processes
     def restore(self, state): self.rows = [] if self.learn.rank else state
     def write(self, **row):
@@ -369,11 +369,11 @@ class LossLogCallback(Callback):
         if self.learn.rank == 0: self.lines.trim(self.learn.step); self.also = [LOGS[name](self.out_dir, self.learn.step) for name in self.logs]
     def before_train(self): self.tick, self.since = time.perf_counter(), self.learn.step
     def before_validate(self): self.held = []
-    def after_loss(self): (self.parts if self.training else self.held).append(self.row())
-    def after_step(self): self.rows += self.parts
+    def after_loss(self): (self.pending if self.training else self.held).append(self.row())
+    def after_step(self): self.rows += self.pending
     def after_batch(self):
         if not self.training or not self.micro.last: return
-        self.parts = []
+        self.pending = []
         if self.learn.step % self.every or not self.rows: return
         (losses, clips), now = self.means(self.rows), time.perf_counter()
         speed = (self.learn.step - self.since) / (now - self.tick)

@@ -9,7 +9,7 @@ __all__ = ['QUESTION', 'UNUSED', 'EVERY', 'write_json', 'by_name', 'each', 'load
            'load_separator', 'Tracker', 'Segmenter', 'between', 'enlarged', 'NoSubject', 'chosen', 'cut_out',
            'write_track', 'find_tracks', 'make_tracks', 'run_lengths', 'box_of_mask', 'FileBoxes', 'WorldBoxes',
            'overlap', 'link', 'DetectedBoxes', 'SamSegmenter', 'ContrastSegmenter', 'Composer', 'AudioLDM2',
-           'make_unpaired', 'add_unpaired', 'told', 'finish', 'javisdit_names', 'javisdit_stems', 'javisdit_tracks',
+           'make_unpaired', 'add_unpaired', 'finish', 'javisdit_names', 'javisdit_stems', 'javisdit_tracks',
            'javisdit_unpaired']
 
 # %% ../nbs/03aa_make_pools.ipynb #imports
@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .augment import resized
-from .core import MediaError, generator, whole
+from .core import MediaError, as_command, generator, whole
 from .data import Row, Skipped, SkipReport, read_manifest, write_manifest
 from .hub import WEIGHTS
 from .media import Clip, media_errors, probe, read_audio, read_clip, write_clip
@@ -678,16 +678,9 @@ def add_unpaired(
 ) -> Path:
     "A manifest with the column `unpaired_audio_path`, relative to its folder, empty where there is no sound."
     relative = lambda p: Path(os.path.relpath(p, Path(path).parent)).as_posix() if p.exists() else ""
-    with whole(path) as part: write_manifest([replace(r, extra=r.extra | dict(unpaired_audio_path=relative(Path(folder) / f"{n}.wav"))) for n, r in by_name(rows).items()], part)
-    return Path(path)
+    return write_manifest([replace(r, extra=r.extra | dict(unpaired_audio_path=relative(Path(folder) / f"{n}.wav"))) for n, r in by_name(rows).items()], path)
 
 # %% ../nbs/03aa_make_pools.ipynb #names-command
-@contextmanager
-def told(command: str):
-    "Mistakes in this block end the command with one line instead of a trace."
-    try: yield
-    except (ValueError, OSError) as e: raise SystemExit(f"{command}: {e}") from None
-
 def finish(report: SkipReport, out):
     "Say what was set aside and where the rest is; the command fails if nothing is left."
     print(f"{report.total - len(report.skipped)} of {report.total} clips are done in {out}" if not report.skipped else report)
@@ -702,7 +695,7 @@ def javisdit_names(
     device: str = "cpu",                    # cpu, cuda
 ):
     "Ask a language model which sources of sound each caption names."
-    with told("javisdit_names"): finish(make_names(read_manifest(manifest, fill=False), out, ChatNamer(model, device), batch_size), out)
+    with as_command("javisdit_names"): finish(make_names(read_manifest(manifest, fill=False), out, ChatNamer(model, device), batch_size), out)
 
 @call_parse
 def javisdit_stems(
@@ -716,7 +709,7 @@ def javisdit_stems(
     device: str = "cpu",                              # cpu, cuda
 ):
     "Separate the named sources from the sound of each clip."
-    with told("javisdit_stems"):
+    with as_command("javisdit_stems"):
         rows, asked = read_manifest(manifest, fill=False), read_names(names)
         finish(make_stems(rows, out, asked, load_separator(separator, tokenizer, device), sample_rate, threshold), out)
 
@@ -735,7 +728,7 @@ def javisdit_tracks(
     device: str = "cpu",                     # cpu, cuda
 ):
     "Cut the subjects out of each video."
-    with told("javisdit_tracks"):
+    with as_command("javisdit_tracks"):
         if names is None and boxes is None: raise ValueError("no boxes and no names to find them by: say --boxes FOLDER or --names FILE")
         rows, asked = read_manifest(manifest, fill=False), read_names(names) if names else {}
         tracker = FileBoxes(boxes) if boxes else DetectedBoxes(detector, device, threshold, batch_size)
@@ -754,7 +747,7 @@ def javisdit_unpaired(
     device: str = "cpu",                          # cpu, cuda
 ):
     "Make the sound of each caption, and a manifest that names it."
-    with told("javisdit_unpaired"):
+    with as_command("javisdit_unpaired"):
         rows = read_manifest(manifest)
         report = make_unpaired(rows, out, AudioLDM2(model, device, steps, seconds, seed), batch_size, match_duration)
         print(add_unpaired(rows, out, manifest.with_name(f"{manifest.stem}_unpaired{manifest.suffix}")))

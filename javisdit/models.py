@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from .checkpoints import branch_only, freeze, in_part, load_branch
 from .core import Config, load_config, save_config
 from .dit import JavisDiT
-from .prior import CaptionPrior, PriorEstimator, load_caption_prior
+from .prior import CaptionPrior, load_caption_prior
 
 # %% ../nbs/04ac_models.ipynb #save-model
 BRANCH = {0: "video", 1: "audio"}   # stages that train one stream alone

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PART', 'SEPARATED', 'Trajectory', 'Sound', 'usable', 'Trajectories', 'Sounds', 'Stems', 'Unpaired', 'Pools', 'solo',
-           'WorldTrajectories', 'WorldSounds', 'world_stems', 'WorldStems', 'WorldUnpaired', 'world_pools', 'listed',
-           'FolderTrajectories', 'read_sound', 'FolderSounds', 'FolderStems', 'FolderUnpaired']
+           'acting', 'WorldTrajectories', 'WorldSounds', 'world_stems', 'WorldStems', 'WorldUnpaired', 'world_pools',
+           'listed', 'FolderTrajectories', 'read_sound', 'FolderSounds', 'FolderStems', 'FolderUnpaired']
 
 # %% ../nbs/02a_pools.ipynb #imports
 import json
@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from .core import ClipConfig, MediaError, rng, tiny
 from .media import media_errors, read_audio, read_clip
-from .world import (ACTION, CAST, COLORS, GAP, KINDS, LEAD, NINE, ROOM, Event, Scene, Subject, WorldClip, draw_events, draw_scene, draw_times,
+from .world import (ACTION, CAST, COLORS, GAP, KINDS, LEAD, NINE, ROOM, Event, Kind, Scene, Subject, WorldClip, draw_events, draw_scene, draw_times,
                             play, sprite)
 
 # %% ../nbs/02a_pools.ipynb #material
@@ -104,6 +104,14 @@ def solo(i: int, seed: int, clip: ClipConfig) -> tuple[Subject, list[Event]]:
     onsets = draw_times(r, 1 + r.integers(min(2, room)), clip.seconds) if room > 0 else [0.0]
     return subject, draw_events(r, NINE, [subject], [(0,)] * len(onsets), [float(t) for t in onsets], clip.seconds)
 
+def acting(kind: Kind, subject: Subject, events: list[Event], clip: ClipConfig) -> Trajectory:
+    "A sprite cut out of the clip in which it acts."
+    canvas, (rows, columns) = sprite(kind, subject, events, clip)
+    cover, t = canvas[..., 3:], len(canvas)
+    frames = np.floor(canvas[..., :3] / np.maximum(cover, 1e-3) + 0.5).clip(0, 255).astype(np.uint8)
+    box = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
+    return Trajectory(frames, cover[..., 0] > 0.5, np.tile(box, (t, 1)), np.ones(t, bool), (clip.height, clip.width))
+
 class WorldTrajectories:
     "Sprites of the world, acting."
     def __init__(self,
@@ -114,11 +122,7 @@ class WorldTrajectories:
         self.lengths = np.full(len(KINDS) * len(COLORS), self.clip.frames)
     def __getitem__(self, i):
         subject, events = solo(range(len(self.lengths))[i], self.seed, self.clip)
-        canvas, (rows, columns) = sprite(CAST[subject.kind], subject, events, self.clip)
-        cover, t = canvas[..., 3:], len(canvas)
-        frames = np.floor(canvas[..., :3] / np.maximum(cover, 1e-3) + 0.5).clip(0, 255).astype(np.uint8)
-        box = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
-        return Trajectory(frames, cover[..., 0] > 0.5, np.tile(box, (t, 1)), np.ones(t, bool), (self.clip.height, self.clip.width))
+        return acting(CAST[subject.kind], subject, events, self.clip)
 
 # %% ../nbs/02a_pools.ipynb #world-sounds
 class WorldSounds:

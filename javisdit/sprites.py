@@ -27,7 +27,7 @@ from fastcore.script import Param, call_parse
 from PIL import Image
 from scipy.signal import resample_poly
 
-from .core import MediaError, rng, tiny
+from .core import MediaError, as_command, rng, tiny, whole
 from .media import media_errors
 from .world import BLACK, BRASS, GREY, WHITE, Cast, Kind, box, circle, ellipse, line, write_world
 
@@ -348,11 +348,10 @@ def write_sprites(
     rows = [dict(kind=f.name, noun=sprites.cast.nouns[f.name], picture=f.picture.name, sound=f.sound.name, caption=c,
                  sound_start=k.sound.start, sound_seconds=k.sound.seconds, licence=licence)
             for f, c, k in zip(sprites.found, sprites.captions, sprites.cast.kinds.values())]
-    with (tmp := out / "sprites.csv.tmp").open("w", newline="", encoding="utf-8") as file:
+    for i, path in enumerate(sprites.licences): shutil.copyfile(path, out / f"sprites.licence{i or ''}.txt")
+    with whole(out / "sprites.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader(); table.writerows(rows)
-    for i, path in enumerate(sprites.licences): shutil.copyfile(path, out / f"sprites.licence{i or ''}.txt")
-    tmp.replace(out / "sprites.csv")
     return out / "sprites.csv"
 
 # %% ../nbs/00ba_sprites.ipynb #command
@@ -368,11 +367,10 @@ def javisdit_world(
 ):
     "Write a world that sounds: n clips as mp4, their truth as JSON, and manifest.csv. Run it again to continue where it stopped."
     clip = tiny().clip if size is None else replace(tiny().clip, height=size, width=size)
-    if out is None: raise SystemExit("javisdit_world: no folder: say --out DIR")
-    try:
+    with as_command("javisdit_world"):
+        if out is None: raise ValueError("no folder: say --out DIR")
         real = load_sprites(sprites) if sprites is not None else None
         if real: print(real._repr_markdown_())
         manifest = write_world(out, n, seed, split, workers, clip, cast=real.cast if real else None)
         if real: write_sprites(real, out)
         print(manifest)
-    except ValueError as e: raise SystemExit(f"javisdit_world: {e}") from None

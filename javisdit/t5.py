@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
 from .encoders import TextStates, TokenEncoder

@@ -26,9 +26,9 @@ from .imagebind_av import RATE, JointEmbedder, at_rate, load_imagebind
 from .javisscore import Windows, avh_score, cut, javis_score
 from .media import Clip, read_clip, write_clip
 from .metrics import av_align, flow_trajectory, local_maxima, sound_onsets
-from .pools import Pools, Sound, Trajectory, world_stems
+from .pools import Pools, Sound, acting, world_stems
 from .ruler import Ruler, load_ruler
-from .world import ACTION, NINE, Cast, Event, Scene, Subject, draw_events, draw_scene, draw_times, make_clip, play, sprite
+from .world import ACTION, NINE, Cast, Event, Scene, Subject, draw_events, draw_scene, draw_times, make_clip, play
 
 # %% ../nbs/09c_verify.ipynb #solo
 def solo_of(cast: Cast, i: int, seed: int, clip: ClipConfig) -> tuple[Subject, list]:
@@ -48,11 +48,7 @@ class CastTrajectories:
         self.cast, self.clip, self.seed, self.lengths = cast, clip, seed, np.full(5 * len(cast.kinds), clip.frames)
     def __getitem__(self, i):
         subject, events = solo_of(self.cast, i, self.seed, self.clip)
-        canvas, (rows, columns) = sprite(self.cast.kinds[subject.kind], subject, events, self.clip)
-        cover, t = canvas[..., 3:], len(canvas)
-        frames = np.floor(canvas[..., :3] / np.maximum(cover, 1e-3) + 0.5).clip(0, 255).astype(np.uint8)
-        box = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
-        return Trajectory(frames, cover[..., 0] > 0.5, np.tile(box, (t, 1)), np.ones(t, bool), (self.clip.height, self.clip.width))
+        return acting(self.cast.kinds[subject.kind], subject, events, self.clip)
 
 class CastSounds:
     "The sound of everybody of a cast, once."

@@ -13,8 +13,8 @@ __all__ = ['KINDS', 'COLORS', 'SIDES', 'SPLITS', 'FLOOR', 'GROUND', 'ACTION', 'W
            'draw_events', 'allowed', 'draw_scene', 'action', 'bounce', 'drive', 'bounces', 'drives', 'Cast', 'layers',
            'sprite', 'home', 'span', 'backdrop', 'render', 'box_of', 'pitch_of', 'play', 'label', 'when', 'phrases',
            'indefinite', 'tidy', 'describe', 'describe_one', 'describe_several', 'describe_still', 'WorldClip',
-           'make_clip', 'world_clip', 'running_clip', 'truth_of', 'read_truth', 'replace_text', 'write_one',
-           'is_complete', 'manifest_row', 'write_manifest', 'claim', 'check_request', 'write_world']
+           'make_clip', 'world_clip', 'running_clip', 'truth_of', 'read_truth', 'write_one', 'is_complete',
+           'manifest_row', 'write_manifest', 'claim', 'check_request', 'write_world']
 
 # %% ../nbs/00b_world.ipynb #imports
 import csv
@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from .core import ClipConfig, rng, tiny
+from .core import ClipConfig, rng, tiny, whole
 from .media import Clip, write_clip
 
 # %% ../nbs/00b_world.ipynb #truth
@@ -656,22 +656,15 @@ def read_truth(path) -> dict:
     d["events"] = [Event(**e | dict(boxes=number(e["boxes"]))) for e in d["events"]]
     return d
 
-def replace_text(path, text):
-    "Write a file whole or not at all."
-    tmp = path.with_name(path.name + ".tmp")
-    tmp.write_text(text)
-    os.replace(tmp, path)
-
 ENLARGE = 2   # each pixel is written as 2 x 2, because mp4 keeps one colour for every 2 x 2 block
 
 def write_one(index, out, seed, split, clip, cast=None):
     "Write clip `index`, unless it is there already. The truth comes last: where it is, the clip is complete."
     video, truth = out / f"{index:06d}.mp4", out / "truth" / f"{index:06d}.json"
     if is_complete(video, truth): return False
-    made, tmp = world_clip(index, seed, split, clip, cast), out / f"{index:06d}.part.mp4"
-    write_clip(made.clip, tmp, enlarge=ENLARGE)
-    os.replace(tmp, video)
-    replace_text(truth, json.dumps(truth_of(made, index, seed, split, clip) | dict(bytes=video.stat().st_size)))
+    made = world_clip(index, seed, split, clip, cast)
+    with whole(video) as part: write_clip(made.clip, part, enlarge=ENLARGE, kind="mp4")
+    with whole(truth) as part: part.write_text(json.dumps(truth_of(made, index, seed, split, clip) | dict(bytes=video.stat().st_size)))
     return True
 
 def is_complete(video, truth):
@@ -692,20 +685,20 @@ def manifest_row(index, out, clip):
 
 def write_manifest(out, n, clip):
     "Write `out/manifest.csv` for the first `n` clips."
-    tmp = out / "manifest.csv.tmp"
-    with open(tmp, "w", newline="") as f:
+    path = out / "manifest.csv"
+    with whole(path) as part, open(part, "w", newline="") as f:
         w = csv.DictWriter(f, COLUMNS)
         w.writeheader()
         w.writerows(manifest_row(i, out, clip) for i in range(n))
-    os.replace(tmp, out / "manifest.csv")
-    return out / "manifest.csv"
+    return path
 
 def claim(out, seed, split, clip, cast=None):
     "Make `out` the folder of one world; a folder of another world is an error."
     mine = json.loads(json.dumps(dict(seed=seed, split=split, clip=asdict(clip)))) | (dict(cast=cast.mark) if cast and cast.mark else {})
     (out / "truth").mkdir(parents=True, exist_ok=True)
     note = out / "world.json"
-    if not note.exists(): replace_text(note, json.dumps(mine, indent=1))
+    if not note.exists():
+        with whole(note) as part: part.write_text(json.dumps(mine, indent=1))
     theirs = json.loads(note.read_text())
     if theirs != mine:
         other = {k: theirs.get(k) for k in sorted({*mine, *theirs}) if theirs.get(k) != mine.get(k)}

@@ -6,6 +6,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: needs more than a minute")
     config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU")
     config.addinivalue_line("markers", "weights: needs weights that are not shipped")
+    for theirs in ("`torch.jit.script` is deprecated", "The 'mode.chained_assignment' option is deprecated"):      # said when other packages are imported
+        config.addinivalue_line("filterwarnings", f"ignore:{theirs}")
 
 
 def pytest_collection_modifyitems(items):

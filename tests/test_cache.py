@@ -173,7 +173,7 @@ def test_the_command_in_two_processes_and_killed(folder, tmp_path):
         said.append("".join(done.communicate()))
         assert done.returncode == 0, said[-1]
     assert "process 0 of 2 is done, others are not" in said[0] and "1 of 7 clips were skipped:\n  6: " in said[1]
-    assert all((tmp_path / "cache" / name).stat().st_mtime_ns == t for name, t in early.items()) and not list((tmp_path / "cache").glob("*.tmp"))
+    assert all((tmp_path / "cache" / name).stat().st_mtime_ns == t for name, t in early.items()) and not list((tmp_path / "cache").glob("*.part"))
     javisdit_cache(folder, tmp_path / "whole", shard=1)
     assert equal(CachedLatents(tmp_path / "cache").batch(range(6)), CachedLatents(tmp_path / "whole").batch(range(6)))
 

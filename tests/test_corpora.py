@@ -110,6 +110,12 @@ def test_any_folder(put, tmp_path, capsys):
     assert len(bell) == 1 and (bell[0].path.name, bell[0].audio_path.name) == ("bell.mp4", "bell.wav") and "captions from a file beside it" in said and "1 captions from its name" in said
 
 
+@pytest.mark.parametrize("wish, words", [((), "captions.csv: names no column"), (("x",), "corpus 'x' is not known")])
+def test_the_command_says_in_one_line_what_is_wrong(wish, words, put, tmp_path):
+    put("a.wav"), put("captions.csv", "who,what\na.wav,dog\n")
+    with pytest.raises(SystemExit, match=f"^javisdit_manifest: [^\n]*{words}[^\n]*$"): javisdit_manifest(str(tmp_path), None, *wish)
+
+
 @pytest.mark.parametrize("files, words", [
     ({"esc50.csv": "filename,category\na.wav,dog\nb.wav,\n"}, "esc50.csv: line 3: category is empty"),
     ({"esc50.csv": "filename,kind\na.wav,dog\n"}, "has no column category; it has filename, kind"),

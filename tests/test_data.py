@@ -109,6 +109,13 @@ def test_manifest_survives_a_round_trip_and_a_move(folder, tmp_path):
     assert read_manifest(moved)[0].path == tmp_path / "moved" / "x.mp4" and read_manifest(moved)[0].num_frames == 48
 
 
+def test_a_manifest_that_is_cut_short_leaves_the_old_one(folder, tmp_path):
+    rows = read_manifest(folder / "manifest.csv")
+    before = write_manifest(rows, tmp_path / "m.csv").read_bytes()
+    with pytest.raises(TypeError): write_manifest([*rows * 200, replace(rows[0], path=7)], tmp_path / "m.csv")      # ends after much is written
+    assert (tmp_path / "m.csv").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["m.csv"]
+
+
 @pytest.mark.parametrize("lines, words", [
     (["path,caption", "a.mp4,x"], "has no column text"),
     ([""], "has no column path and no column text"),

@@ -332,7 +332,7 @@ def test_flash_gets_what_has_no_mask(layout, bi, monkeypatch):
     def flash_attn_func(q, k, v, **kw):
         assert kw["causal"] is False and kw["softmax_scale"] is None and q.dtype == torch.bfloat16
         reached.append(q.shape)
-        return torch.nn.functional.scaled_dot_product_attention(*(z.transpose(1, 2) for z in (q, k, v))).transpose(1, 2)
+        return torch.nn.functional.scaled_dot_product_attention(*(z.transpose(1, 2).float() for z in (q, k, v))).transpose(1, 2).to(q.dtype)      # as `attend` does on a CPU
     monkeypatch.setattr(attention_dispatch, "flash_attn_func", flash_attn_func)
     monkeypatch.setattr(attention_dispatch, "_CAN_USE_FLASH_ATTN", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
