@@ -48,7 +48,7 @@ demo/report.html: | $(SETUP)
 	@$(BIN)/javisdit_report demo/run --out demo/report.html
 	@# --------------------------------------
 
-test: $(SETUP) ## every notebook and every quick guard (about 10 minutes on 2 cores)
+test: $(SETUP) ## every notebook and every quick guard (about half an hour on 2 cores)
 	@echo "test: undefined names, notebooks, guards"
 	@$(BIN)/ruff check --quiet --isolated --select F821 javisdit tests .ci
 	@$(TEST_ENV) $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
