@@ -105,6 +105,7 @@ def media_errors(path):
     try: yield
     except MediaError: raise
     except (av.error.InvalidDataError, av.error.ArgumentError, EOFError) as e: raise MediaError(path, "is not a media file, or is damaged or cut short", REMEDY) from e
+    except av.error.MemoryError as e: raise MediaError(path, "holds more streams than the thousand that are read, or asks for more memory than there is", REMEDY) from e
     except Exception as e: raise MediaError(path, f"cannot be used ({type(e).__name__}: {e})", REMEDY) from e
 
 def existing(path) -> Path:
