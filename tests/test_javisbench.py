@@ -1,5 +1,4 @@
 "Guards of chapters 09ad, 09ae and 09b: truth, the page, and the benchmark on clips and files of strangers."
-import base64
 import csv
 import io
 import json
@@ -24,7 +23,7 @@ from javisdit.i3d import I3D
 from javisdit.audioclip import AudioClipEar
 from javisdit.javisbench import (MM_METRICS, AudioClipStretches, I3DStretches, Item, Judge, Judges, Limits, admit, all_done, attempt, can_run, comparison, feature_file, find_clip, inside, javisdit_score,
                                  judge_item, load_embedder, load_judges, paired, read_folder, score_folder, verdict, weights_of)
-from javisdit.media import Clip, probe, read_clip, write_clip
+from javisdit.media import Clip, read_clip, write_clip
 from javisdit.metrics import METRICS
 from javisdit.page import data_uri
 from javisdit.truth import in_order, onset_error, sequence, shared
@@ -101,15 +100,13 @@ def test_command_kill_and_resume(clips, scored, tmp_path):
         assert len({(folder / name).read_bytes() for folder in (tmp_path / "killed", tmp_path / "ranks", scored[1])}) == 1, name
 
 
-def test_players_are_the_same_file_each_time(tmp_path):
-    "Small pictures, too, and whatever lies in memory beside them: x264 alone does not keep this for pictures narrower than 128 pixels."
+def test_players_are_the_same_file_each_time():
+    "Whatever lies in memory beside the pictures: x264's macroblock tree does not keep this for rows that are no multiple of eight macroblocks."
     made, junk, r = [world_clip(i, split="valid", clip=replace(tiny().clip, height=96, width=96)).clip for i in (3, 5)], [], np.random.default_rng(0)
     first = [data_uri(c) for c in made]
     for _ in range(20):
         junk = [*junk[-20:], r.standard_normal(int(r.integers(10, 200_000)))]
         assert [data_uri(c) for c in made] == first
-    (tmp_path / "a.mp4").write_bytes(base64.b64decode(first[0].split(",")[1]))
-    assert probe(tmp_path / "a.mp4").width >= 128
 
 
 @pytest.mark.parametrize("wish, said", [(dict(metrics="fid"), "metric 'fid' does not exist"), (dict(metrics="fvd"), "no metric can be computed: fvd"), (dict(protocol="x"), "protocol 'x'"),
