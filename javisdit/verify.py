@@ -178,7 +178,7 @@ class Judges:
         "The score of 09ac."
         u = self.once("eye", clip.video, lambda: self.ruler.see_moments(clip.video, clip.fps))
         w = self.once("ear", clip.audio, lambda: self.ruler.hear_moments(audio, RATE))
-        return self.ruler.moments.logit(u[:(n := min(len(u), len(w)))], w[:n]).sigmoid().item()
+        return self.ruler.moments.score(u[:(n := min(len(u), len(w)))], w[:n]).item()
 
     def score(self, clip: Clip, names: tuple = names) -> dict:
         "The numbers that are asked for; higher is better."
@@ -242,8 +242,8 @@ def verify(rows: list, metric: str, groups=None, ways=None, mix: bool = False) -
     return measured(list(own.values()), [float(r[metric]) for r in others], [place[r["item"]] for r in others])
 
 def table_of(rows: list, metrics: tuple = Judges.names) -> str:
-    "AUROC (interval) and pair accuracy of each metric on each group of negatives, as markdown."
-    cell = lambda m: f"{m.auroc:.2f} ({m.auroc_low:.2f}-{m.auroc_high:.2f}), {m.ties_half:.0%}"
+    "AUROC (interval); pair accuracy in percent, strict / ties as half (interval): of each metric on each group of negatives, as markdown."
+    cell = lambda m: f"{m.auroc:.2f} ({m.auroc_low:.2f}-{m.auroc_high:.2f}); {100 * m.strict:.0f} / {100 * m.ties_half:.0f} ({100 * m.half_low:.0f}-{100 * m.half_high:.0f})"
     there = [g for g in GROUPS if any(r["group"] == g for r in rows)]
     lines = ["| negatives | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
     for name, how in (*((g.replace("_", " "), dict(groups=(g,))) for g in there), ("**the paper's mix**", dict(mix=True))):

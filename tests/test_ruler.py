@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from javisdit.core import tiny
+from javisdit.core import generator, tiny
 from javisdit.imagebind_av import JointEmbedder
 from javisdit.media import Clip, write_clip
-from javisdit.ruler import Eye, load_ruler, moment_score
+from javisdit.ruler import FPS, IN_STEP, SOON, Eye, guests, load_ruler, moment_score
 from javisdit.verify import GROUPS, Item, Judges, folder_items, judged_rows, measured, partners, verify, world_items
 from javisdit.world import running_clip, world_clip
 
@@ -45,6 +45,26 @@ def test_no_tower_knows_where_the_end_is():
     with torch.no_grad(): a, b = eye(x), eye(x.roll(7, 2))
     inner = ~torch.isin(torch.arange(40), torch.arange(-14, 22) % 40)           # away from the first frame, which has no predecessor
     assert torch.allclose(a.roll(7, 1)[:, inner], b[:, inner], atol=1e-5)
+
+
+def test_less_than_half_a_picture_is_in_step():
+    seen = torch.nn.functional.normalize(torch.randn(48, 32, generator=generator("cap")), dim=-1)
+    assert RULER.moments.score(seen, seen).item() == 1.0 and RULER.moments.score(seen, -seen).item() < 0.1
+    assert IN_STEP == pytest.approx(np.exp(-0.5 / FPS / SOON)) and IN_STEP > np.exp(-1 / FPS / SOON)      # a whole picture is below it
+
+
+def test_guests_stand_still_in_half_of_the_clips():
+    x = torch.rand(64, 3, 20, 32, 32, generator=generator("guests"))
+    y = guests(x, generator(1))
+    assert torch.equal(y, guests(x, generator(1))) and not torch.equal(y, guests(x, generator(2))) and y.shape == x.shape
+    changed = (y != x).any(1).flatten(2).any(2)                          # clip, frame
+    assert 16 < changed.any(1).sum() < 48
+    for v, w, when in zip(y, x, changed):
+        if not when.any(): continue
+        times = when.nonzero()[:, 0]
+        assert len(times) == times[-1] - times[0] + 1 >= 4                # one stretch
+        here = (v != w).any(0)[times[0]]
+        assert 36 <= here.sum() <= 256 and torch.equal(v[:, times[0]][:, here], v[:, times[-1]][:, here])    # the same piece throughout
 
 
 def test_streams_of_unequal_length_are_judged_where_both_are():

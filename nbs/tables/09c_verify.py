@@ -102,13 +102,13 @@ def shifted(items, judges, names, steps=5, step=0.1):
     "Scores of clips whose sound is moved, round the end."
     def make(done):
         for item in (x for x in items if x.name not in done):
-            moved = {by: replace(item.clip, audio=np.roll(item.clip.audio, round(by * step * RATE))) for by in range(-steps, steps + 1)}
+            moved = {by: replace(item.clip, audio=np.roll(item.clip.audio, round(by * step * item.clip.sample_rate))) for by in range(-steps, steps + 1)}
             yield [dict(item=item.name, shift=f"{by * step:.1f}", **rounded(judges.score(clip, names))) for by, clip in moved.items()]
             judges.forget()
     return make
 
 
-def sweep(items, ruler):
+def sweep(world, items, ruler):
     "AUROC and pair accuracy of JavisScore on the paper's mix for many windows, overlaps and shares."
     rules = [(0.5, 0.25), (1.0, 0.5), (1.0, 0.75), (2.0, 1.0), (2.0, 1.5), (2.0, 1.75), (3.0, 2.0), (4.0, 3.5)]
     shares, own, others, source = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0), {}, {}, []
@@ -126,7 +126,7 @@ def sweep(items, ruler):
     for rule in rules:
         for k, share in enumerate(shares):
             m = measured(np.array(own[rule])[:, k], np.array(others[rule])[:, k], source)
-            yield dict(window=rule[0], overlap=rule[1], share=share, **rounded(m._asdict()))
+            yield dict(world=world, window=rule[0], overlap=rule[1], share=share, **rounded(m._asdict()))
 
 
 # ---- what is truly worse ----
@@ -226,10 +226,13 @@ def main():
             tables[table] += [dict(world=world, **r) for r in kept(args.out / f"{part}_{world}.csv", rows())]
             write_rows(HERE / f"09c_{table}.csv", tables[table])
             print(world, part, len(tables[table]), flush=True)
-    write_rows(HERE / "09c_sweep.csv", list(sweep(world_items(args.n * 5 // 8, CLIP, NINE), ruler)))
+    swept = [r for world, make in worlds() if world != "unseen" for r in sweep(world, make(args.n * 5 // 8), ruler)]
     if args.films:
-        tables["scores"] += [dict(world="film", **r) for r in kept(args.out / "scores_film.csv", scores(films(args.films), judges))]
-        write_rows(HERE / "09c_scores.csv", tables["scores"])
+        items = films(args.films)
+        tables["scores"] += [dict(world="film", **r) for r in kept(args.out / "scores_film.csv", scores(items, judges))]
+        tables["shift"] += [dict(world="film", **r) for r in kept(args.out / "shift_film.csv", shifted(items, judges, Judges.names))]
+        for table in ("scores", "shift"): write_rows(HERE / f"09c_{table}.csv", tables[table])
+    write_rows(HERE / "09c_sweep.csv", swept)
 
 
 if __name__ == "__main__": main()
