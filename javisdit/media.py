@@ -460,10 +460,11 @@ def _planes(frames, enlarge):
 
 # %% ../nbs/00a_media.ipynb #write-streams
 FORMATS = dict(mp4=("libx264", "aac"), webm=("libvpx-vp9", "libopus"), wav=(None, "pcm_s16le"), flac=(None, "flac"))   # codecs of pictures and sound
-SPEED = {"libx264": dict(preset="veryfast"), "libvpx-vp9": {"b": "0", "deadline": "good", "cpu-used": "5"}, "aac": dict(aac_coder="fast")}
+SPEED = {"libx264": {"preset": "veryfast", "x264-params": "mbtree=0"},       # its macroblock tree gives other bytes from run to run
+          "libvpx-vp9": {"b": "0", "deadline": "good", "cpu-used": "5"}, "aac": dict(aac_coder="fast")}
 
-def _video_stream(out, codec, clip, height, width, crf, more):
-    stream = out.add_stream(codec, rate=Fraction(clip.fps).limit_denominator(1001), options=dict(crf=str(crf), **SPEED[codec], **(more or {})))
+def _video_stream(out, codec, clip, height, width, crf):
+    stream = out.add_stream(codec, rate=Fraction(clip.fps).limit_denominator(1001), options=dict(crf=str(crf), **SPEED[codec]))
     stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
     stream.codec_context.thread_count = 1                  # more threads cost more than they give, and change the bytes
     stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.SMPTE170M, ColorRange.MPEG
@@ -496,7 +497,6 @@ def write_clip(
     enlarge: int = 1,              # each pixel becomes a block of `enlarge` x `enlarge`
     bit_rate: int = 96000,         # of the sound, bits a second
     settings: dict | None = None,  # what made the clip (prompt, seed, …), kept in the file; `read_settings` gives it back
-    options: dict | None = None,   # more options of the encoder of pictures
     kind: str | None = None,       # of file: a key of `FORMATS` (default: the path's ending, mp4 for a file object)
 ):
     "Write a file that browsers play. Equal clips and settings give equal bytes."
@@ -508,7 +508,7 @@ def write_clip(
     with media_errors(path), av.open(where, "w", format=kind, options=dict(fflags="+bitexact")) as out:
         if settings is not None: out.metadata["comment"] = json.dumps(settings, sort_keys=True, ensure_ascii=False)
         pictures, sound = FORMATS[kind]
-        video = None if v is None else _video_stream(out, pictures, clip, h, w, crf, options)
+        video = None if v is None else _video_stream(out, pictures, clip, h, w, crf)
         audio = None if a is None else out.add_stream(sound, rate=clip.sample_rate, layout="mono", bit_rate=bit_rate, options=SPEED.get(sound, {}))
         if video: _write_video(out, video, v, enlarge)
         if audio: _write_audio(out, audio, a, clip.sample_rate)

@@ -128,7 +128,7 @@ def data_uri(clip: Clip, side: int = 320, seconds: float = 10.0) -> str:
     if clip.video is not None:
         scale = min(1.0, side / max(clip.video.shape[1:3]))
         clip = clip.resample(size=tuple(max(2, round(s * scale / 2) * 2) for s in clip.video.shape[1:3]))
-    write_clip(clip, file := io.BytesIO(), crf=24, options={"x264-params": "mbtree=0"})
+    write_clip(clip, file := io.BytesIO(), crf=24)
     return "data:video/mp4;base64," + base64.b64encode(file.getvalue()).decode()
 
 def player(card: dict, media: str | None) -> str:
