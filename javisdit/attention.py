@@ -38,7 +38,7 @@ def attend(
     if backend.strict and q.dtype == torch.float32: raise ValueError(f"attention backend {backend.name!r} needs bfloat16 or float16, got {q.dtype}: cast the model, or use 'sdpa'")
     if mask is not None: mask = mask[(None,) * (4 - mask.ndim)]        # dispatch would read two axes as (b l)
     kernel = SDPA.kernel if backend.strict and mask is not None else backend.kernel
-    if kernel == SDPA.kernel and (q.device.type, q.dtype) == ("cpu", torch.bfloat16):     # there its backward is several times as fast in float32
+    if kernel == SDPA.kernel and q.dtype == torch.bfloat16 and q.device.type == "cpu" and type(q) is torch.Tensor:   # there (not in plans for GPUs) the backward pass is several times as fast in float32
         with torch.autocast("cpu", enabled=False): return attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
     return dispatch_attention_fn(q, k, v, attn_mask=mask, backend=kernel).flatten(2)
 
