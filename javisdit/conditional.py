@@ -16,7 +16,6 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -31,7 +30,7 @@ from fastcore.script import call_parse
 from torch import Tensor
 
 from .checkpoints import branch_only
-from .core import ClipConfig, MediaError
+from .core import ClipConfig, MediaError, as_command, whole
 from .formats import read_image
 from .media import FORMATS, SPEED, Clip, _planes, _video_stream, probe, probe_sound, read_audio, read_clip, read_settings, to_model
 from .sampler import Given, JavisDiTPipeline, check_choices
@@ -365,9 +364,8 @@ def undone(jobs: list[Job], settings: dict) -> list[Job]:
 def write_list(jobs: list[Job]):
     "`manifest.csv` of a folder of clips: path, text and seed, a line a clip."
     folder = jobs[0].path.parent
-    with open(part := folder / ".manifest.csv.part", "w", newline="", encoding="utf-8") as f:
+    with whole(folder / "manifest.csv") as part, open(part, "w", newline="", encoding="utf-8") as f:
         csv.writer(f, lineterminator="\n").writerows([("path", "text", "seed"), *((j.path.name, j.prompt, j.seed) for j in jobs)])
-    part.replace(folder / "manifest.csv")
 
 def deliver(path: Path, write) -> Path:
     "Let `write(path, kind)` make a file that appears under its name when it is whole."
@@ -511,7 +509,7 @@ def javisdit_generate(
 ):
     "Make videos with sound from prompts, and from what is there already."
     rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1)))     # of torchrun
-    try:
+    with as_command("javisdit_generate"):
         order = take_order(prompt, out, seed, n, model, dict(video=video, audio=audio, image=image, extend=extend, to=to), keep, seconds, size, aspect, audio_only, guidance, dict(dtype=dtype, device=device, offload=offload),
                            rank, world, steps=steps, solver=solver, prior=prior, negative_prompt=negative)
         if order.jobs[0].path.parent == Path(out):
@@ -519,4 +517,3 @@ def javisdit_generate(
             if rank == 0: write_list(order.jobs)
         if done := len(order.jobs[rank::world]) - len(order.todo): print(f"{out}: {done} clips are there already")
         for job, what in fill_order(order): print(f"{job.path}  {what}, seed {job.seed}", flush=True)
-    except (ValueError, FileNotFoundError) as e: sys.exit(f"javisdit_generate: {e}")

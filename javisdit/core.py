@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'ceil_to', 'ClipConfig', 'CodecConfig', 'ModelConfig', 'TrainConfig', 'SampleConfig', 'Config', 'tiny',
-           'small', 'paper', 'released', 'preset', 'whole', 'config_to_dict', 'config_from_dict', 'save_config',
-           'load_config', 'generator', 'rng', 'MediaError', 'as_command']
+           'small', 'paper', 'released', 'preset', 'whole', 'file_hash', 'config_to_dict', 'config_from_dict',
+           'save_config', 'load_config', 'generator', 'rng', 'MediaError', 'as_command']
 
 # %% ../nbs/00_core.ipynb #imports
 import hashlib
@@ -202,6 +202,10 @@ def whole(path):
         with open(part, "r+b") as f: os.fsync(f.fileno())            # the disk has it before the name says so
         part.replace(path)
     finally: part.unlink(missing_ok=True)
+
+def file_hash(path) -> str:
+    "SHA-256 of what a file holds, in hexadecimal digits."
+    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../nbs/00_core.ipynb #json
 def config_to_dict(config): return asdict(config)

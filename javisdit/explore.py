@@ -12,7 +12,6 @@ import asyncio
 import io
 import subprocess
 import sys
-import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from html import escape
@@ -28,7 +27,7 @@ from fastcore.script import call_parse
 from torch import Tensor
 
 from .conditional import MODES, condition
-from .core import ClipConfig, MediaError
+from .core import ClipConfig, MediaError, as_command
 from .formats import read_image
 from .maps import PriorMaps, plot_prior_maps, prior_maps
 from .media import Clip, Picture, probe, read_audio, read_clip, write_clip
@@ -362,8 +361,7 @@ def javisdit_explore(
     no_browser: bool = False,   # only say where the page is
 ):
     "Open a page with knobs for a model in the browser; Ctrl-C ends it."
-    try: folder = str(model_folder(model).resolve())
-    except FileNotFoundError as e: sys.exit(f"javisdit_explore: {e}")
+    with as_command("javisdit_explore"): folder = str(model_folder(model).resolve())
     with TemporaryDirectory() as d:
         nbformat.write(page_notebook(folder, device), path := Path(d) / "javisdit.ipynb")
         command = [sys.executable, "-m", "voila", str(path), f"--port={port}", "--Voila.ip=127.0.0.1", *["--no-browser"] * no_browser]

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 import javisdit
 from .audioclip import AUDIOCLIP, AudioClipFeatures, load_audioclip
-from .core import MediaError, rng, whole
+from .core import MediaError, as_command, file_hash, rng, whole
 from .corpora import SOUND_ENDINGS, captions_of, media
 from .data import VIDEO_ENDINGS, caption_beside, read_manifest
 from .detect import load_detectors
@@ -47,7 +47,7 @@ from .imagebind import read_state
 from .imagebind_av import ImageBind, load_imagebind
 from .javisscore import Windows
 from .media import Clip, existing, probe, probe_sound, read_audio, read_clip
-from .metrics import ASPECTS, ClapFeatures, Judged, MelStatistics, Metric, bootstrap_mean, cached_row, file_hash, frechet, kernel_distance, load_picture_judge, load_sound_judge, members, set_score, summarise, weights_hash
+from .metrics import ASPECTS, ClapFeatures, Judged, MelStatistics, Metric, bootstrap_mean, cached_row, frechet, kernel_distance, load_picture_judge, load_sound_judge, members, set_score, summarise, weights_hash
 from .page import data_uri, page
 from .ruler import load_ruler, moment_score
 from .truth import COMPOSITES, REGISTRY
@@ -636,13 +636,12 @@ def javisdit_score(
     rank, world, local = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     device = (f"cuda:{local}" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     wishes = dict(folder=folder, prompts=prompts, reference=reference, metrics=metrics, out=out, compare=compare, weights=weights, embedder=embedder, protocol=protocol, device=device, max_seconds=max_seconds)
-    try:
+    with as_command("javisdit_score"):
         if world > 1: work(rank, world, **wishes)
         elif processes > 1:
             with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool: list(pool.map(partial(work, world=processes, **wishes), range(processes)))
         if world > 1 and not all_done(out, rank, world, wishes | dict(device="")): return print(f"process {rank} of {world} is done, others are not: the last one writes the report")
         report = score_folder(seed=seed, **wishes)
-    except (ValueError, FileNotFoundError) as e: raise SystemExit(f"javisdit_score: {e}") from None
     for m in report["metrics"]: print(f"{m['name']:22s} {'–' if m['mean'] is None else format(m['mean'], '.4g'):>9s}  {m['n']} clips" + f", {m['excluded']} left out" * bool(m["excluded"]) + f"  ({m['checkpoint'] or 'no network'})")
     for name, why in report["unavailable"].items(): print(f"{name:22s} not computed: {why}")
     for said in report["warnings"]: print(said)

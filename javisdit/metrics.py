@@ -7,9 +7,8 @@ __all__ = ['BOTH', 'VIEW', 'CLIP_METRICS', 'SET_METRICS', 'METRICS', 'ASPECTS', 
            'kernel_distance_reference', 'SetScore', 'set_floor', 'set_score', 'flow_trajectory', 'local_maxima',
            'sound_onsets', 'av_align', 'av_align_reference', 'linspace_frames', 'PictureJudge', 'SoundJudge',
            'load_picture_judge', 'load_sound_judge', 'cavp_mel', 'cavp', 'Judged', 'Metric', 'metric', 'Summary',
-           'bootstrap_mean', 'summarise', 'score_all', 'Extractor', 'weights_hash', 'file_hash', 'ClapFeatures',
-           'MelStatistics', 'Features', 'cached_row', 'features', 'auroc', 'PairAccuracy', 'pair_accuracy', 'members',
-           'by_category']
+           'bootstrap_mean', 'summarise', 'score_all', 'Extractor', 'weights_hash', 'ClapFeatures', 'MelStatistics',
+           'Features', 'cached_row', 'features', 'auroc', 'PairAccuracy', 'pair_accuracy', 'members', 'by_category']
 
 # %% ../nbs/09a_metrics.ipynb #imports
 import hashlib
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core import MediaError, rng
+from .core import MediaError, file_hash, rng
 from .detect import match_events, sound_input
 from .encoders import no_progress_bar
 from .imagebind import ClipTokenizer
@@ -368,10 +367,6 @@ def weights_hash(net: nn.Module) -> str:
         h.update(f"{name} {value.dtype} {tuple(value.shape)}".encode()); h.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return h.hexdigest()
 
-def file_hash(path) -> str:
-    "A name for exactly this content."
-    with open(existing(path), "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
-
 # %% ../nbs/09a_metrics.ipynb #clap-features
 class ClapFeatures:
     "CLAP's vectors of sounds: the features of `fad_clap`."
@@ -400,7 +395,7 @@ class Features(NamedTuple):
 # %% ../nbs/09a_metrics.ipynb #cached
 def cached_row(path, extractor: Extractor, folder: Path) -> tuple:   # (row, whether it was computed)
     "The features of a file, from the disk if they are there."
-    key = hashlib.sha256("\n".join((extractor.fingerprint, extractor.protocol, file_hash(path))).encode()).hexdigest()
+    key = hashlib.sha256("\n".join((extractor.fingerprint, extractor.protocol, file_hash(existing(path)))).encode()).hexdigest()
     place = Path(folder) / extractor.name / f"{key}.npy"
     if place.exists(): return np.load(place, allow_pickle=False), False
     rate = extractor.sample_rate

@@ -13,7 +13,6 @@ import base64
 import html
 import io
 import json
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +25,7 @@ from fastcore.basics import patch
 from fastcore.script import call_parse
 from torch import Tensor
 
-from .core import Config, generator
+from .core import Config, as_command, generator
 from .detect import sync_report
 from .dit import clip_facts
 from .flow import euler, plot_log, sample_latents, shift_ratio, strengths, time_grid
@@ -404,6 +403,5 @@ def javisdit_report(
     seed: int = 0,                                               # of all sampling
 ):
     "Measure a trained run and write a report: loss, a clip, and whether sound and picture agree."
-    try: g = write_report(run, out, prompt, n, seed)
-    except (ValueError, FileNotFoundError) as e: sys.exit(f"javisdit_report: {e}")
+    with as_command("javisdit_report"): g = write_report(run, out, prompt, n, seed)
     print(f"{out}: sound to nearest visible event {1e3 * g.matched.heard_to_seen:.0f} ms (median), shuffled {1e3 * g.shuffled.heard_to_seen:.0f} ms, ratio {g.ratio:.2f}")

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from .buckets import BucketSampler, Buckets, ByBucket, ByShape, read_buckets
 from .cache import CachedLatents, Encoder, MediaSource, bucket_keys, open_source, write_together
-from .core import Config, MediaError, generator, preset as preset_config
+from .core import Config, MediaError, file_hash, generator, preset as preset_config, whole
 from .data import ClipDataset, Row, read_manifest, split
 from .dit import JavisDiT
 from .engines import for_processes, in_turn, share
@@ -29,7 +29,7 @@ from .launch import Processes
 from .learner import PRECISIONS, flow_learner, train_steps
 from .models import read_model
 from .prior import CaptionPrior
-from .runs import claim_run, file_hash
+from .runs import claim_run
 from .world import write_world
 
 # %% ../nbs/04cc_stages.ipynb #settings
@@ -202,7 +202,7 @@ def keep_heldout(p: StageParameters, train, held_out):
     dit, config, streams, prior = read_model(p.folder)
     for part in (dit, prior): part is None or part.to(default_device())
     table = heldout_table(heldout_losses(dit, config, train, held_out, p.seed, streams=streams, prior=prior))
-    (p.folder / "heldout.json").write_text(json.dumps(table, indent=1))
+    with whole(p.folder / "heldout.json") as part: part.write_text(json.dumps(table, indent=1))
 
 def branch_path(path) -> Path:
     "Where the weights of a run are; a checkpoint of others is taken as it is."

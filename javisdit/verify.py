@@ -20,7 +20,7 @@ import numpy as np
 from fastcore.script import call_parse
 
 from .augment import WAYS, make_negatives
-from .core import ClipConfig, MediaError, rng
+from .core import ClipConfig, MediaError, as_command, rng, whole
 from .detect import derangement
 from .imagebind_av import RATE, JointEmbedder, at_rate, load_imagebind
 from .javisscore import Windows, avh_score, cut, javis_score
@@ -273,10 +273,9 @@ def write_pairs(items: list, folder, seed: int = 0) -> Path:
 def write_rows(path: Path, rows: list):
     "A CSV with a column for everything that some row has."
     names = list(dict.fromkeys(k for r in rows for k in r))
-    with (part := path.with_suffix(".tmp")).open("w", newline="", encoding="utf-8") as f:
+    with whole(path) as part, part.open("w", newline="", encoding="utf-8") as f:
         table = csv.DictWriter(f, names, restval="", lineterminator="\n")
         table.writeheader(); table.writerows(rows)
-    part.replace(path)
 
 def read_rows(path) -> list:
     with Path(path).open(newline="", encoding="utf-8") as f: return list(csv.DictReader(f))
@@ -293,22 +292,23 @@ def javisdit_verify(
     pairs: bool = False,          # write all clips and pairs.csv as well
 ):
     "Verify JavisScore, AVHScore, AV-Align and the moments on clips in step and on what becomes of them (paper D.4); goes on where it stopped."
-    folder, left = Path(out), []
-    folder.mkdir(parents=True, exist_ok=True)
-    if clips: items, left = folder_items(clips, seconds)
-    else: items = world_items(n, ClipConfig(height=32, width=32, frames=round(24 * seconds), mel_multiple=8), seed=seed)
-    if len(items) < 2: raise SystemExit(f"javisdit_verify: {len(items)} usable clips in {clips}: at least 2 are needed; left out: {left}")
-    ruler = load_ruler()
-    judges = Judges(load_imagebind(imagebind, ("vision", "audio")) if imagebind else ruler, ruler)
-    rows = read_rows(folder / "scores.csv") if (folder / "scores.csv").exists() else []
-    for more in judged_rows(items, judges, seed, frozenset(r["item"] for r in rows)):
-        rows += more
-        write_rows(folder / "scores.csv", rows)
-    skipped = [(r["item"], r["way"]) for r in rows if r["group"] == "skipped"] + [(p.name, why) for p, why in left]
-    text = f"JavisScore and AVHScore by {judges.embedder.name}; {sum(r['group'] == 'own' for r in rows)} clips, {len(skipped)} left out\n\n{table_of(rows)}\n"
-    (folder / "table.md").write_text(text + "".join(f"\n- left out: {name}: {why}" for name, why in skipped), encoding="utf-8")
-    if pairs: print(write_pairs(items, folder / "pairs", seed))
-    print(text)
+    with as_command("javisdit_verify"):
+        folder, left = Path(out), []
+        folder.mkdir(parents=True, exist_ok=True)
+        if clips: items, left = folder_items(clips, seconds)
+        else: items = world_items(n, ClipConfig(height=32, width=32, frames=round(24 * seconds), mel_multiple=8), seed=seed)
+        if len(items) < 2: raise ValueError(f"{len(items)} usable clips in {clips}: at least 2 are needed; left out: {left}")
+        ruler = load_ruler()
+        judges = Judges(load_imagebind(imagebind, ("vision", "audio")) if imagebind else ruler, ruler)
+        rows = read_rows(folder / "scores.csv") if (folder / "scores.csv").exists() else []
+        for more in judged_rows(items, judges, seed, frozenset(r["item"] for r in rows)):
+            rows += more
+            write_rows(folder / "scores.csv", rows)
+        skipped = [(r["item"], r["way"]) for r in rows if r["group"] == "skipped"] + [(p.name, why) for p, why in left]
+        text = f"JavisScore and AVHScore by {judges.embedder.name}; {sum(r['group'] == 'own' for r in rows)} clips, {len(skipped)} left out\n\n{table_of(rows)}\n"
+        (folder / "table.md").write_text(text + "".join(f"\n- left out: {name}: {why}" for name, why in skipped), encoding="utf-8")
+        if pairs: print(write_pairs(items, folder / "pairs", seed))
+        print(text)
 
 # %% ../nbs/09c_verify.ipynb #label
 VERDICTS = ("in step", "not in step", "cannot tell")

@@ -10,12 +10,12 @@ from notebooks import ROOT
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, CLIPConfig, CLIPModel, RobertaTokenizer
 
 from javisdit.audioclip import AudioClipEar, AudioClipFeatures, load_audioclip, rescaled
-from javisdit.core import MediaError
+from javisdit.core import MediaError, file_hash
 from javisdit.i3d import I3D, I3DFeatures, fvd_frames, letterbox, load_i3d
 from javisdit.imagebind import ImageBindText, TextTower
 from javisdit.imagebind_av import AudioTower, ImageBind, VisionTower, still_pixels
 from javisdit.media import Clip, write_clip
-from javisdit.metrics import (ASPECTS, METRICS, ClapFeatures, Extractor, Judged, PictureJudge, auroc, av_align, av_align_reference, bootstrap_mean, by_category, features, file_hash,
+from javisdit.metrics import (ASPECTS, METRICS, ClapFeatures, Extractor, Judged, PictureJudge, auroc, av_align, av_align_reference, bootstrap_mean, by_category, features,
                               flow_trajectory, frechet, frechet_reference, kernel_distance, kernel_distance_reference, linspace_frames, load_picture_judge, load_sound_judge,
                               local_maxima, members, metric, pair_accuracy, score_all, set_floor, set_score, sound_onsets, summarise, weights_hash)
 from javisdit.world import running_clip, world_clip

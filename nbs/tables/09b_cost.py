@@ -39,7 +39,6 @@ def measure(task, n, work):
     folder, real = folder_of(task, n, work), folder_of("new", 8, work)
     out = work / f"scores_{50 if task == 'again' else n}"
     torch.set_num_threads(1)
-    torch.set_num_threads(1)
     used, start, before = os.times(), time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     report = score_folder(folder, out, reference=real, embedder="ruler")
     now, peak = os.times(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
