@@ -164,8 +164,8 @@ def tiny():
                           audio_channels=16, audio_stride=(4, 64)),
         model=ModelConfig(width=128, depth=4, heads=4, video_channels=192, video_patch=(1, 1, 1), audio_channels=16, audio_patch=(2, 1),
                           text_channels=384, text_tokens=48, prior_tokens=(8, 8), prior_channels=32, predict_sigma=False, skip="linear", base_size=256),
-        train=TrainConfig(steps=1600, batch_size=16, lr=2e-3, warmup=100, schedule="cosine", eps=1e-8, shift=5.0),
-        sample=SampleConfig(steps=20, guidance=2.0, shift=3.0))
+        train=TrainConfig(steps=1600, batch_size=16, lr=2e-3, warmup=100, schedule="cosine", eps=1e-8, shift="none"),
+        sample=SampleConfig(steps=20, guidance=2.0, shift="none"))
 
 def small():
     "The tiny world at 64 x 64 pixels with a model of 100 million parameters: one GPU, an evening (not measured yet)."

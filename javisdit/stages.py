@@ -56,6 +56,7 @@ class StageParameters(Processes):
     batch_size: int | None = None    # clips of a step; None: the preset's
     buckets: str | None = None       # lengths, sizes and batches of clips (chapter 03b): audio, joint, a JSON file, or none; None: the preset's
     lr: float | None = None          # learning rate; None: the preset's
+    shift: float | None = None       # of noise levels towards noise, a ratio (chapter 04a); None: the preset's
     precision: str | None = None     # float32, or bfloat16 where the model computes; None: the preset's
     block: int = 250                 # steps between validations and checkpoints
     workers: int = 2                 # processes that write the world and encode clips
@@ -66,7 +67,7 @@ class StageParameters(Processes):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("steps", "clips", "valid", "batch_size", "block", "lr"):
+        for name in ("steps", "clips", "valid", "batch_size", "block", "lr", "shift"):
             if (value := getattr(self, name)) is not None and value <= 0: raise ValueError(f"parameter {name} = {value}: a positive number is needed")
         preset_config(self.preset)
         if self.precision not in (None, *PRECISIONS): raise ValueError(f"parameter precision = {self.precision}: choose one of {', '.join(PRECISIONS)}")
@@ -86,7 +87,7 @@ def settings(self: StageParameters) -> dict:
 @patch(as_prop=True)
 def config(self: StageParameters) -> Config:
     "The preset with these parameters put in."
-    base, own = preset_config(self.preset), {k: getattr(self, k) for k in ("steps", "batch_size", "lr", "precision") if getattr(self, k) is not None}
+    base, own = preset_config(self.preset), {k: getattr(self, k) for k in ("steps", "batch_size", "lr", "shift", "precision") if getattr(self, k) is not None}
     return replace(base, train=replace(base.train, **{**self.settings, **own}))
 
 @patch(as_prop=True)

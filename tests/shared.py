@@ -22,7 +22,7 @@ STEPS, BLOCK = 20, 10
 
 def config():
     c = tiny()
-    return replace(c, model=replace(c.model, width=32, depth=2, heads=2, skip="none"), train=replace(c.train, steps=STEPS, batch_size=4, micro=2, lr=1e-2, warmup=2, shift="none"), sample=replace(c.sample, steps=2))
+    return replace(c, model=replace(c.model, width=32, depth=2, heads=2, skip="none"), train=replace(c.train, steps=STEPS, batch_size=4, micro=2, lr=1e-2, warmup=2), sample=replace(c.sample, steps=2))
 
 
 class Clips:

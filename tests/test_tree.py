@@ -1,4 +1,5 @@
 "Guards of the tree: what is generated is fresh, nothing points at somebody's machine, nothing is too big."
+import csv
 import filecmp
 import os
 import re
@@ -73,3 +74,10 @@ def test_links_between_chapters_lead_somewhere():
         for cell in nb.cells:
             linked = re.findall(r"\]\((\w+)\.ipynb", cell.source) if cell.kind == "markdown" else []
             assert set(linked) <= known, f"{nb.name}/{cell.id} links {set(linked) - known}"
+
+
+def test_the_card_of_the_model_says_what_was_measured():
+    with open(ROOT / "nbs" / "tables" / "08_worth.csv", newline="") as f: rows = {r["way"]: r for r in csv.DictReader(f)}
+    card, mine, real = (PACKAGE / "weights" / "tiny" / "README.md").read_text(), rows["as shipped"], rows["real clips, through the codecs"]
+    for wanted in ("{own_ms} ms ({shuffled_ms})", "{right_kind}", "{right_side}", "{right_order}", "{silent}, {still}"):
+        assert f"| {wanted.format(**mine)} | {wanted.format(**real)} |" in card, wanted

@@ -17,11 +17,13 @@ from javisdit.models import save_half
 
 HERE = Path(__file__).resolve().parent
 PRIOR = files("javisdit") / "weights" / "tiny_prior" / "prior_parts.safetensors"
+ALL = dict(batch_size=32, lr=1.5e-3, precision="bfloat16", block=500)
 RUNS = {   # run -> its notebook, runs that it takes up, numbers
     "video": ("04d_train_video", {}, dict(clips=12000)),
     "audio": ("05_train_audio", dict(data="video", video="video"), {}),
     "joint": ("07_train_joint", dict(data="video", video="video", audio="audio"), dict(prior=PRIOR)),
-    "tiny": ("07_train_joint", dict(data="video", init="joint"), dict(steps=8000, batch_size=32, lr=1.5e-3, precision="bfloat16", block=500)),
+    "all": ("07_train_joint", dict(data="video", init="joint"), dict(steps=4000, **ALL)),
+    "tiny": ("07_train_joint", dict(data="video", init="all"), dict(steps=4200, shift=5.0, **ALL)),
 }
 
 
