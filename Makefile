@@ -18,7 +18,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: $(SETUP) ## make .venv with the pinned packages and this project
-	@echo "setup: ready in .venv"
+	@mkdir -p _runs
+	@echo "setup: ready in .venv (source .venv/bin/activate puts its commands on the path)"
 
 $(PINS):
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else "Python 3.11 or newer is needed and $(PYTHON) is %d.%d: install one and say make PYTHON=/path/to/python3.11" % v)'

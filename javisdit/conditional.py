@@ -146,7 +146,7 @@ def condition(
 
 # %% ../nbs/08a_conditional.ipynb #strategy
 class Piece(NamedTuple):
-    "One piece of a strategy string (App. C.3)."
+    "One piece of a strategy string (App. F)."
     loop: int              # in which round of a stepwise extension
     reference: int         # which reference
     reference_start: int   # first latent frame of it; negative: from its end

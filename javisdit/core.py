@@ -168,7 +168,7 @@ def tiny():
         sample=SampleConfig(steps=20, guidance=2.0, shift="none"))
 
 def small():
-    "The tiny world at 64 x 64 pixels with a model of 100 million parameters: one GPU, an evening (not measured yet)."
+    "The tiny world at 64 x 64 pixels with a model of 275 million parameters: one GPU, an evening (not measured yet)."
     base = tiny()
     return replace(base, name="small", clip=replace(base.clip, height=64, width=64),
                    model=replace(base.model, width=512, depth=12, heads=8, prior_tokens=(32, 32), prior_channels=128, base_size=512),

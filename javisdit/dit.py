@@ -319,7 +319,7 @@ class Conditions:
     def _with(self, tensors, guided): return replace(self, **tensors, guided=guided, tables={})
 
 class Velocity(NamedTuple):
-    "dx/dt of both latents, in the shapes of the inputs."
+    "-dx/dt of both latents (data less noise), in the shapes of the inputs."
     video: torch.Tensor  # (b c t h w)
     audio: torch.Tensor  # (b c t m)
 

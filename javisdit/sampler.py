@@ -109,7 +109,7 @@ def sample_given(
     on_step=None,           # called as `on_step(i, t, x)`
     **options,              # of `sample_latents`
 ) -> tuple[Tensor, Tensor]: # (video, audio) latents; given frames as they were, bit for bit
-    "Guided sampling around what is given (Sec. 4.1)."
+    "Guided sampling around what is given (Sec. 3.3, App. F)."
     shares, x = [s.to(times) for _, s in given.streams], tuple(clean.to(e) for (clean, _), e in zip(given.streams, noise))
     before, starts = [torch.zeros_like(s, dtype=torch.bool) for s in shares], joins(times, shares)
     for first, last in zip(starts, [*starts[1:], len(times) - 1]):

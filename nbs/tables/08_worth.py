@@ -1,6 +1,6 @@
-"""What is each part of the shipped model worth? The table of chapter 08, on captions whose combinations training never saw.
+"""What is each part of the shipped model worth? The table of chapter 08, on captions of combinations (kind, side, time) that training never saw.
 
-Clips are generated for captions of the test split and heard and seen by the detectors of chapter 00bb; a clip in which nothing is
+Clips are generated for captions of a split and heard and seen by the detectors of chapter 00bb; a clip in which nothing is
 found counts as a miss. Then one thing is left out at a time, and then something is given (chapter 08a). Writes 08_worth.csv beside
 this file, a row after each; rows that are there are kept. About three minutes a row on one core.
 """
@@ -17,7 +17,7 @@ from javisdit.dit import Apart
 from javisdit.heldout import bootstrap
 from javisdit.sampler import JavisDiTPipeline, test_scenes, through_codecs
 from javisdit.truth import place_of
-from javisdit.world import PLACES
+from javisdit.world import PLACES, SPLITS
 
 HERE = Path(__file__).resolve().parent
 
@@ -81,12 +81,13 @@ def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--model", default="tiny", help="`tiny`, or the folder of a trained model")
     args.add_argument("--captions", type=int, default=200)
+    args.add_argument("--split", default="heldout", choices=SPLITS[1:], help="of the world (chapter 00b)")
     args.add_argument("--ways", nargs="+", help="only these (default: all)")
     args.add_argument("--out", type=Path, default=HERE / "08_worth.csv")
     args = args.parse_args()
     pipe = JavisDiTPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
-    scenes = test_scenes(args.captions, pipe.settings)
+    scenes = test_scenes(args.captions, pipe.settings, split=args.split)
     rows = list(csv.DictReader(args.out.open())) if args.out.exists() else []
     for name, make in ways(pipe, scenes).items():
         if args.ways and name not in args.ways or any(r["way"] == name for r in rows): continue
