@@ -6,7 +6,7 @@
 __all__ = ['GEOMETRIES', 'H100', 'COMMANDS', 'bench_config', 'linear', 'product', 'stream_flops', 'bi_flops', 'rest_flops',
            'step_flops', 'random_model', 'random_inputs', 'attend_repeated', 'repeated_prior', 'measure', 'alternate',
            'matmul_rate', 'place', 'StepReport', 'bench_step', 'bench_train', 'clips_eaten', 'moving_clip',
-           'NoiseEncoder', 'work', 'DataReport', 'bench_data', 'step', 'train', 'data', 'javisdit_bench']
+           'NoiseEncoder', 'work', 'DataReport', 'bench_data', 'keep', 'step', 'train', 'data', 'javisdit_bench']
 
 # %% ../nbs/11_performance.ipynb #imports
 import argparse
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from .attention import PriorCrossAttention, attend
 from .cache import Encoder, Entry, Reading, write_cache
 from .checkpoints import freeze
-from .core import Config, as_command, generator, preset, rng
+from .core import Config, as_command, generator, preset, rng, whole
 from .data import ClipDataset, ClipItem, Row, Skipped, filled
 from .dit import JavisDiT
 from .flow import guided
@@ -339,6 +339,11 @@ def bench_data(
     return DataReport(title, 3 * sum(step_flops(config, rows=1).values()), clips_eaten(config, gpus, mfu), seen, {str(batches): growth})
 
 # %% ../nbs/11_performance.ipynb #command
+def keep(report, out: Path | None):
+    "The numbers of a report in a file, if one is asked for."
+    if out is None: return
+    with whole(out) as part: part.write_text(json.dumps(asdict(report), indent=1) + "\n")
+
 def step(
     preset: str = "released",         # released, paper, small or tiny
     width: int = None,                # channels, instead of the preset's
@@ -356,7 +361,7 @@ def step(
     if dtype not in types: raise ValueError(f"dtype {dtype!r} does not exist: choose one of {', '.join(types)}")
     config = bench_config(preset, width, depth, None if geometry == "preset" else geometry)
     print(report := bench_step(config, types[dtype], device, not no_guidance, emulate_reference, repeats))
-    if out is not None: out.write_text(json.dumps(asdict(report), indent=1) + "\n")
+    keep(report, out)
 
 
 # %% ../nbs/11_performance.ipynb #command-train
@@ -374,7 +379,7 @@ def train(
     if stage not in ("3", "all"): raise ValueError(f"stage {stage!r} does not exist: choose 3 or all")
     config = bench_config(preset, geometry=None if geometry == "preset" else geometry)
     print(report := bench_train(config, None if stage == "all" else 3, clips, not no_checkpointing, device, repeats))
-    if out is not None: out.write_text(json.dumps(asdict(report), indent=1) + "\n")
+    keep(report, out)
 
 # %% ../nbs/11_performance.ipynb #command-data
 def data(
@@ -390,7 +395,7 @@ def data(
     "Measure how many clips a core reads, from video files and from a cache, beside what GPUs eat."
     config = bench_config(preset, geometry=None if geometry == "preset" else geometry)
     with tempfile.TemporaryDirectory() as folder: print(report := bench_data(config, Path(folder), () if media is None else (media,), seconds, batches, gpus, mfu))
-    if out is not None: out.write_text(json.dumps(asdict(report), indent=1) + "\n")
+    keep(report, out)
 
 # %% ../nbs/11_performance.ipynb #commands
 COMMANDS = {"step": step, "train": train, "data": data}

@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .core import ClipConfig, Config, ceil_to, generator, tiny, whole
+from .core import ClipConfig, Config, as_command, ceil_to, generator, tiny, whole
 from .hub import loader_of
 from .media import LOG_FLOOR, log_mel, mel_basis, read_clip, write_clip
 from .world import world_clip
@@ -353,13 +353,14 @@ def javisdit_fit_codecs(
     channels: int = 192,  # numbers that a strip of video keeps
 ):
     "Fit both tiny codecs on clips of the world; this made the shipped weights, in about ten minutes on one core."
-    made = dict(n=n, seed=seed, steps=steps, code=code_version(), torch=torch.__version__)
-    videos, waves = fitting_clips(n, seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)   # first weights of the networks
-        video, audio = TinyVideoCodec(channels), TinyAudioCodec()
-    with torch.no_grad(): x = fit_basis(video, videos)
-    start_linear(video)
-    refine(video, x, steps, key=(seed,), report=lambda step, loss: print(f"step {step}: loss {loss:.5f}", flush=True))
-    fit_audio(audio, waves)
-    save_codecs(out, video, audio, **made)
+    with as_command("javisdit_fit_codecs"):
+        made = dict(n=n, seed=seed, steps=steps, code=code_version(), torch=torch.__version__)
+        videos, waves = fitting_clips(n, seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)   # first weights of the networks
+            video, audio = TinyVideoCodec(channels), TinyAudioCodec()
+        with torch.no_grad(): x = fit_basis(video, videos)
+        start_linear(video)
+        refine(video, x, steps, key=(seed,), report=lambda step, loss: print(f"step {step}: loss {loss:.5f}", flush=True))
+        fit_audio(audio, waves)
+        save_codecs(out, video, audio, **made)

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['MODES', 'exactly', 'fitted', 'timed', 'kept_frames', 'rows_of', 'seen', 'heard', 'end_of', 'lay', 'pieces',
            'condition', 'Piece', 'read_strategy', 'place_of', 'apply_strategy', 'carried', 'joined', 'stretches',
-           'write_stretches', 'picture_frames', 'alone', 'cascade', 'read_prompts', 'picture_size', 'Job', 'jobs_for',
-           'check_room', 'undone', 'write_list', 'deliver', 'wanted_mode', 'read_given', 'shaped', 'told', 'Order',
-           'fill_order', 'numbers', 'load_pipe', 'take_order', 'javisdit_generate']
+           'write_stretches', 'alone', 'cascade', 'read_prompts', 'picture_size', 'Job', 'jobs_for', 'check_room',
+           'undone', 'write_list', 'wanted_mode', 'read_given', 'shaped', 'told', 'Order', 'fill_order', 'numbers',
+           'load_pipe', 'take_order', 'javisdit_generate']
 
 # %% ../nbs/08a_conditional.ipynb #imports
 import copy
 import csv
+import io
 import json
 import math
 import os
@@ -25,14 +26,13 @@ from typing import NamedTuple
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorRange, Colorspace
 from fastcore.script import call_parse
 from torch import Tensor
 
 from .checkpoints import branch_only
-from .core import ClipConfig, MediaError, as_command, whole
+from .core import ClipConfig, MediaError, as_command, own_device, whole
 from .formats import read_image
-from .media import FORMATS, SPEED, Clip, _planes, _video_stream, probe, probe_sound, read_audio, read_clip, read_settings, to_model
+from .media import FORMATS, SPEED, Clip, _video_stream, picture_frames, probe, probe_sound, read_audio, read_clip, read_settings, to_model
 from .sampler import Given, JavisDiTPipeline, check_choices
 from .t5 import split_prompt
 
@@ -112,7 +112,7 @@ def end_of(pipe: JavisDiTPipeline, clip: Clip, n: int, first: bool) -> Iterator[
 # %% ../nbs/08a_conditional.ipynb #condition
 def lay(target: Tensor, share: Tensor, source: Tensor, source_start: int, start: int, length: int, value: float):
     "Copy latent frames of `source` (c t ...) into `target` (c t ...), in place, and note their share (t,)."
-    n = min(target.shape[1] - start, source.shape[1] - source_start, target.shape[1] if length < 0 else length)
+    n = max(0, min(target.shape[1] - start, source.shape[1] - source_start, target.shape[1] if length < 0 else length))
     target[:, start:start + n], share[start:start + n] = source[:, source_start:source_start + n], value
 
 def pieces(pipe: JavisDiTPipeline, mode: str, clip, n: int) -> Iterator[tuple]:
@@ -168,10 +168,9 @@ def read_strategy(text: str) -> list[Piece]:
 
 def place_of(start: int, n: int, align: int | None = None) -> int:
     "A start counted from the front, in [0, n]; with `align` at the nearest multiple of it."
+    if not -n <= start <= n: raise ValueError(f"start {start} lies outside of {n} latent frames: choose one from {-n} to {n - 1}")
     start = n + start if start < 0 else start
-    if align: start = min(round(start / align), n // align) * align
-    if not 0 <= start <= n: raise ValueError(f"start {start} lies outside of {n} latent frames: choose one from {-n} to {n - 1}")
-    return start
+    return min(round(start / align), n // align) * align if align else start
 
 # %% ../nbs/08a_conditional.ipynb #apply-strategy
 def apply_strategy(
@@ -263,20 +262,13 @@ def write_stretches(
             audio = out.add_stream(sound, rate=head.sample_rate, layout="mono", bit_rate=96000, options=SPEED.get(sound, {}))
             shown, heard = 0, 0
             for clip in chain([head], clips):
-                out.mux([p for frame in picture_frames(clip, shown) for p in video.encode(frame)])
+                for frame in picture_frames(clip.video, 1, shown): out.mux(video.encode(frame))
                 wave = av.AudioFrame.from_ndarray(np.ascontiguousarray(clip.audio)[None], format="fltp", layout="mono")
                 wave.sample_rate, wave.pts = clip.sample_rate, heard
                 out.mux(audio.encode(wave))
                 shown, heard = shown + len(clip.video), heard + len(clip.audio)
             for stream in (video, audio): out.mux(stream.encode(None))
     except OSError as e: raise MediaError(path, f"cannot be written ({e.strerror or e})", "make room, or choose another place") from e
-
-def picture_frames(clip: Clip, first: int) -> Iterator[av.VideoFrame]:
-    "Frames of a video stream whose number `first` is the clip's first picture."
-    for i, planes in enumerate(_planes(clip.video, 1)):
-        frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-        frame.pts, frame.colorspace, frame.color_range = first + i, Colorspace.SMPTE170M, ColorRange.MPEG
-        yield frame
 
 # %% ../nbs/08a_conditional.ipynb #cascade
 def alone(pipe: JavisDiTPipeline, stream: str) -> JavisDiTPipeline:
@@ -307,9 +299,9 @@ def read_prompts(prompt: str) -> list[str]:
     if not prompt.lower().endswith((".txt", ".csv")): return [prompt]
     try: text = Path(prompt).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e: raise MediaError(prompt, f"cannot be read ({e})", "give a text or CSV file in UTF-8, or a prompt that does not end in .txt or .csv") from e
-    if prompt.lower().endswith(".txt"): found = [line.strip() for line in text.splitlines() if line.strip()]
+    if prompt.lower().endswith(".txt"): found = [line.strip() for line in text.split("\n") if line.strip()]
     else:
-        rows = csv.DictReader(text.splitlines())
+        rows = csv.DictReader(io.StringIO(text, newline=""))                # a cell may hold a line's end
         column = next((name for name in ("prompt", "text") if name in (rows.fieldnames or ())), None)
         if column is None: raise MediaError(prompt, f"has no column prompt or text, but {', '.join(rows.fieldnames or ['nothing'])}", "name one so")
         found = [row[column] or "" for row in rows]
@@ -366,13 +358,6 @@ def write_list(jobs: list[Job]):
     folder = jobs[0].path.parent
     with whole(folder / "manifest.csv") as part, open(part, "w", newline="", encoding="utf-8") as f:
         csv.writer(f, lineterminator="\n").writerows([("path", "text", "seed"), *((j.path.name, j.prompt, j.seed) for j in jobs)])
-
-def deliver(path: Path, write) -> Path:
-    "Let `write(path, kind)` make a file that appears under its name when it is whole."
-    part = path.with_name(f".{path.name}.part")
-    try: write(part, path.suffix[1:])
-    except BaseException: part.unlink(missing_ok=True); raise
-    return part.replace(path)
 
 # %% ../nbs/08a_conditional.ipynb #wishes
 def wanted_mode(video, audio, image, extend, to) -> str:
@@ -433,12 +418,12 @@ def fill_order(order: Order) -> Iterator[tuple[Job, str]]:
         settings = dict(order.settings, prompt=job.prompt, seed=job.seed)
         if order.seconds:
             pieces = stretches(order.pipe, job.prompt, order.seconds, order.clips if order.mode == "extend" else None, order.keep, job.seed, **order.options)
-            deliver(job.path, lambda part, kind: write_stretches(pieces, part, settings, kind))
+            with whole(job.path) as part: write_stretches(pieces, part, settings, job.path.suffix[1:])
             yield job, f"{order.seconds:.2f} s in stretches of {order.pipe.settings.clip.seconds:g} s"
             continue
         clip, = order.pipe(job.prompt, job.seed, given=given, **order.options)
         if job.path.suffix in (".wav", ".flac"): clip = replace(clip, video=None)
-        deliver(job.path, lambda part, kind: clip.save(part, settings=settings, kind=kind))
+        with whole(job.path) as part: clip.save(part, settings=settings, kind=job.path.suffix[1:])
         yield job, told(clip)
 
 # %% ../nbs/08a_conditional.ipynb #take-order
@@ -453,7 +438,7 @@ def load_pipe(model, dtype: str, device: str, offload: bool, rank: int) -> Javis
     types = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
     if dtype not in types: raise ValueError(f"--dtype {dtype} does not exist: choose {', '.join(types)}")
     pipe = JavisDiTPipeline.from_pretrained(model, types[dtype])
-    device = (f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = own_device(device, rank)
     if offload: pipe.enable_model_cpu_offload(device=device)
     return pipe if offload else pipe.to(device)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'ceil_to', 'ClipConfig', 'CodecConfig', 'ModelConfig', 'TrainConfig', 'SampleConfig', 'Config', 'tiny',
            'small', 'paper', 'released', 'preset', 'whole', 'file_hash', 'config_to_dict', 'config_from_dict',
-           'save_config', 'load_config', 'generator', 'rng', 'MediaError', 'as_command']
+           'save_config', 'load_config', 'generator', 'rng', 'MediaError', 'own_device', 'as_command']
 
 # %% ../nbs/00_core.ipynb #imports
 import hashlib
@@ -245,8 +245,13 @@ class MediaError(ValueError):
         super().__init__(f"{path}: {reason}: {remedy}")
     def __reduce__(self): return (MediaError, (self.path, self.reason, self.remedy))   # so that data-loader workers can send it
 
+def own_device(name: str = "auto", rank: int = 0) -> str:
+    "The device of process `rank` of a machine: `cuda` shares its GPUs out, `auto` does so where there are any; other names stay."
+    if name == "auto": name = "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{rank % torch.cuda.device_count()}" if name == "cuda" and torch.cuda.is_available() else name
+
 @contextmanager
-def as_command(name):
-    "What goes wrong in this block ends the command `name` with one line instead of a trace."
+def as_command(name, *also):
+    "What goes wrong in this block (errors of input, files and packages, and of the classes `also`) ends the command `name` with one line instead of a trace."
     try: yield
-    except (ValueError, OSError, ImportError) as e: raise SystemExit(f"{name}: {e}") from None
+    except (ValueError, OSError, ImportError, *also) as e: raise SystemExit(f"{name}: {e}") from None

@@ -29,7 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from .core import generator, rng, tiny, whole
+from .core import as_command, generator, rng, tiny, whole
 from .media import log_mel, to_model
 
 # %% ../nbs/00bb_detect.ipynb #events
@@ -473,21 +473,22 @@ def javisdit_fit_detectors(
     "Fit the event detectors to the world's training clips (15 minutes on one core) and calibrate them; goes on where it stopped."
     from javisdit.media import read_clip, write_clip
     from javisdit.world import KINDS, world_clip
-    kinds, folder, path = list(KINDS), Path(out), None
-    folder.mkdir(parents=True, exist_ok=True)
-    examples = make_examples((world_clip(i) for i in range(n)), kinds)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        d = Detectors(Watcher(len(kinds)), Listener(len(kinds)), kinds)
-    fit_detector(d.listener, sound_step(d.listener, examples), n, 2 * passes, folder / "listener.pt", seed)
-    fit_detector(d.watcher, picture_step(d.watcher, examples), n, passes, folder / "watcher.pt", seed)
-    held = [world_clip(i, split="valid") for i in range(300)]
-    for w in held: write_clip(w.clip, path := folder / "held.mp4"); w.clip = read_clip(path)
-    rows = [truth_rows(0, w, kinds) for w in held]
-    calibrate(d, [w.clip for w in held], [[r[2] for r in s] for s, _ in rows], [[r[2] for r in h] for _, h in rows])
-    d.save(folder / "detectors.safetensors")
-    if dest: d.save(dest)
-    print(f"watcher late by {1e3 * d.bias[0]:.1f} ms, listener by {1e3 * d.bias[1]:.1f} ms (taken off): {dest or folder / 'detectors.safetensors'}")
+    with as_command("javisdit_fit_detectors"):
+        kinds, folder, path = list(KINDS), Path(out), None
+        folder.mkdir(parents=True, exist_ok=True)
+        examples = make_examples((world_clip(i) for i in range(n)), kinds)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            d = Detectors(Watcher(len(kinds)), Listener(len(kinds)), kinds)
+        fit_detector(d.listener, sound_step(d.listener, examples), n, 2 * passes, folder / "listener.pt", seed)
+        fit_detector(d.watcher, picture_step(d.watcher, examples), n, passes, folder / "watcher.pt", seed)
+        held = [world_clip(i, split="valid") for i in range(300)]
+        for w in held: write_clip(w.clip, path := folder / "held.mp4"); w.clip = read_clip(path)
+        rows = [truth_rows(0, w, kinds) for w in held]
+        calibrate(d, [w.clip for w in held], [[r[2] for r in s] for s, _ in rows], [[r[2] for r in h] for _, h in rows])
+        d.save(folder / "detectors.safetensors")
+        if dest: d.save(dest)
+        print(f"watcher late by {1e3 * d.bias[0]:.1f} ms, listener by {1e3 * d.bias[1]:.1f} ms (taken off): {dest or folder / 'detectors.safetensors'}")
 
 # %% ../nbs/00bb_detect.ipynb #rise
 def rises(

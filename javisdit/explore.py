@@ -104,7 +104,9 @@ def follow(
     def on_step(pipe, i, s, latents):
         nonlocal last
         (t, before), s, x, look = last, float(s), tuple(latents.values()), None
-        if i + 1 in stops: seen.append(look := Look(s, pipe.decode(*foresee(before, x, t, s))[0], attention(pipe, x, s, walk.cond, given)))
+        if i + 1 in stops:
+            maps = attention(pipe, x, s, walk.cond, given)                   # first: with offloading, the codecs take the transformer's place
+            seen.append(look := Look(s, pipe.decode(*foresee(before, x, t, s))[0], maps))
         last = s, x
         if show is not None: show(i + 1, look)
     pipe.denoise(asked, on_step)

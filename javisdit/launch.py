@@ -39,6 +39,8 @@ import torch.distributed as dist
 from fastcore.docments import docments
 from safetensors.torch import load_file, save_file
 
+from .core import as_command
+
 # %% ../nbs/04c_launch.ipynb #values
 def save_values(values: dict, stem: Path):
     "Tensors and arrays to `stem`.safetensors, the rest to `stem`.json; `TypeError` for what neither can hold."
@@ -310,8 +312,6 @@ def javisdit_train(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="javisdit_train", description=javisdit_train.__doc__)
     parser.add_argument("stage", help=f"one of {', '.join(STAGES)}")
     stage = parser.parse_args(argv[:1]).stage
-    try:
+    with as_command("javisdit_train", RankError):
         given = vars(stage_parser(stage).parse_args(argv[1:]))
-        results = run_stage(stage, load_stage(stage)[0](**given))
-    except (ValueError, RankError) as e: raise SystemExit(f"javisdit_train: {e}") from None
-    print(json.dumps(results))
+        print(json.dumps(run_stage(stage, load_stage(stage)[0](**given))))

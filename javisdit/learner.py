@@ -546,7 +546,7 @@ def stage_learner(
     adamw = partial(OptimWrapper, opt=torch.optim.AdamW, eps=cfg.eps, weight_decay=cfg.weight_decay, fused=True)
     loss, log, checkpoint = NamedLoss(loss), LossLogCallback(out_dir, terms, logs=logs), CheckpointCallback(out_dir, export, keep, config_to_dict(config))
     own = [StepsCallback(seed), task, PrecisionCallback(cfg.precision), ScheduleCallback(cfg), AccumulateCallback(), GuardCallback(cfg.clip, cfg.on_nan), EMACallback(cfg.ema), log, checkpoint]
-    learn = Learner(DataLoaders(loader, EvalLoader(valid, cfg.batch_size // cfg.micro), device=default_device()), model, loss, opt_func=adamw, lr=cfg.lr,
+    learn = Learner(DataLoaders(loader, EvalLoader(valid, max(1, cfg.batch_size // cfg.micro)), device=default_device()), model, loss, opt_func=adamw, lr=cfg.lr,
                     metrics=[ValueMetric(partial(lambda n: log.valid[n], name), name) for name in terms], path=Path(out_dir), default_cbs=False,
                     cbs=[TrainEvalCallback(), recorder(log, loss), status or StatusCallback(), *own, *cbs])
     learn.create_opt(); checkpoint.resume()

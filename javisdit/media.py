@@ -6,7 +6,8 @@
 __all__ = ['LOG_FLOOR', 'REMEDY', 'MAX_PIXELS', 'MAX_RATE', 'MAX_BYTES', 'PLAYLISTS', 'NO_TIMES', 'SLACK', 'MARGIN', 'NOTICE',
            'BT601', 'FORMATS', 'SPEED', 'OPUS_RATES', 'Clip', 'mel_basis', 'log_mel', 'to_model', 'from_model',
            'MediaWarning', 'media_errors', 'existing', 'MediaInfo', 'probe', 'probe_sound', 'shown', 'cover',
-           'over_white', 'read_audio', 'read_clip', 'write_clip', 'read_settings', 'Picture', 'Player']
+           'over_white', 'read_audio', 'read_clip', 'picture_frames', 'write_clip', 'read_settings', 'Picture',
+           'Player']
 
 # %% ../nbs/00a_media.ipynb #imports
 import base64
@@ -470,12 +471,16 @@ def _video_stream(out, codec, clip, height, width, crf):
     stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.SMPTE170M, ColorRange.MPEG
     return stream
 
-def _write_video(out, stream, frames, enlarge):
+def picture_frames(frames: np.ndarray, enlarge: int, first: int = 0):
+    "Frames of a video stream, the first of them number `first`, from uint8 `(t h w 3)`; a few at a time are worked on."
     for i in range(0, len(frames), 16):
         for j, planes in enumerate(_planes(frames[i:i + 16], enlarge)):
             picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-            picture.pts, picture.colorspace, picture.color_range = i + j, Colorspace.SMPTE170M, ColorRange.MPEG
-            out.mux(stream.encode(picture))
+            picture.pts, picture.colorspace, picture.color_range = first + i + j, Colorspace.SMPTE170M, ColorRange.MPEG
+            yield picture
+
+def _write_video(out, stream, frames, enlarge):
+    for picture in picture_frames(frames, enlarge): out.mux(stream.encode(picture))
     out.mux(stream.encode(None))
 
 def _write_audio(out, stream, wave, rate):

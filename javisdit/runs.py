@@ -20,7 +20,6 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -137,8 +136,9 @@ def restore_random(state: dict):
 
 def code_version() -> dict:
     "Versions of this package (and its commit, in a clone) and of torch."
-    ask = ["git", "-C", str(files("javisdit")), "describe", "--always", "--dirty"]
-    try: commit = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
+    clone = Path(javisdit.__file__).resolve().parents[1]                          # or where packages lie, in whatever repository
+    ask = ["git", "-C", str(clone), "describe", "--always", "--dirty"]
+    try: commit = subprocess.run(ask, capture_output=True, text=True).stdout.strip() if (clone / ".git").exists() else ""
     except FileNotFoundError: commit = ""                                         # no git here
     return dict(javisdit=javisdit.__version__, commit=commit, torch=torch.__version__)
 

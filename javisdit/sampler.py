@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOLVERS', 'PARTS', 'STYLE', 'midpoint', 'heun', 'unipc', 'Given', 'joins', 'over_frames', 'sample_given',
            'JavisDiTPipeline', 'Request', 'check_choices', 'row_each', 'check_prompts', 'Walk', 'clip_noise', 'ticking',
-           'test_scenes', 'through_codecs', 'evaluate', 'as_img', 'gain_rows', 'sync_rows', 'as_table', 'write_report',
+           'test_scenes', 'through_codecs', 'evaluate', 'as_img', 'sync_rows', 'as_table', 'write_report',
            'javisdit_report']
 
 # %% ../nbs/08_sampler.ipynb #imports
@@ -25,10 +25,11 @@ from fastcore.basics import patch
 from fastcore.script import call_parse
 from torch import Tensor
 
-from .core import Config, as_command, generator
+from .core import Config, as_command, generator, whole
 from .detect import sync_report
 from .dit import clip_facts
 from .flow import euler, plot_log, sample_latents, shift_ratio, strengths, time_grid
+from .heldout import heldout_rows
 from .media import Clip, from_model, to_model
 from .parts import Parts, in_dtype, read_parts, save_parts
 from .prior import CaptionPrior
@@ -58,6 +59,7 @@ def unipc(velocity, x, times: Tensor, on_step=None):
     schedulers = [UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True) for _ in x]
     for scheduler in schedulers:
         scheduler.set_timesteps(sigmas=times[:-1].double().cpu().numpy())
+        scheduler.sigmas[-1] = float(times[-1])                      # where the walk ends; its own is 0
         scheduler.set_begin_index(0)
     for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
         x = tuple(p.step(-v, p.timesteps[i], a).prev_sample for p, v, a in zip(schedulers, velocity(x, t), x))
@@ -254,6 +256,7 @@ def request(self: JavisDiTPipeline, prompts, seed=0, steps=None, guidance=None, 
             if tuple(x.shape[1:]) != want: raise ValueError(f"{what} latents are {tuple(x.shape[1:])}, the model's are {want}: encode a clip of the model's length and size")
     noise = noise and tuple(row_each(x, b, n, "noise") for x in noise)
     guidance = strengths(c.sample.guidance if guidance is None else guidance)
+    if negative and guidance == (1, 1): raise ValueError(f"negative_prompt {negative[0]!r} needs guidance away from it: use more than 1")
     return Request([p for p in prompts for _ in range(n)], seeds, steps, guidance, prior, solver, row_each(negative, b, n, "negative_prompt"), row_each(given, b, n, "given"), noise)
 
 # %% ../nbs/08_sampler.ipynb #prepare
@@ -304,6 +307,7 @@ def ticking(pipe: JavisDiTPipeline, bar, callback=None):
         back = callback and callback(pipe, i, t, dict(video=x[0], audio=x[1]))
         for name, a in zip(("video", "audio"), x):
             if back and back.get(name, a) is not a: a.copy_(back[name])
+        if callback: pipe.bring("transformer")                            # it may have looked at the clip
     return tick
 
 @patch
@@ -353,12 +357,6 @@ def as_img(figure) -> str:
     buffer = io.BytesIO(); figure.savefig(buffer, dpi=90); plt.close(figure)
     return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
-def gain_rows(heldout: dict) -> list[tuple]:
-    "The held-out losses that chapter 07 wrote, as rows of text."
-    gain = lambda g: f"{g[0]:+.4f} ({g[1]:+.4f} to {g[2]:+.4f})"
-    return [("velocity loss", "model", "linear guess", "gain (95 %)", "wrong caption", "gain (95 %)")] + [
-        (stream, f"{t['model']:.4f}", f"{t['linear']:.4f}", gain(t["gain over linear"]), f"{t['wrong caption']:.4f}", gain(t["gain over wrong caption"])) for stream, t in heldout.items()]
-
 def sync_rows(r) -> list[tuple]:
     "A synchrony report as rows of text."
     ms = lambda f: f"{1e3 * getattr(r.matched, f):.0f} ms / {1e3 * getattr(r.shuffled, f):.0f} ms"
@@ -382,15 +380,16 @@ def write_report(run: Path, out: Path, prompt: str, n: int = 96, seed: int = 0):
     clip.save(out.with_name("clip.mp4"))
     g, title = result["generated"], html.escape(prompt)
     more = [f"<h3>{html.escape(c)}</h3>{as_img(k.plot())}" for c, k in list(zip(result["captions"], result["clips"]))[:4]]
-    out.write_text("\n".join([
+    page = "\n".join([
         f"<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'><title>javisdit: {title}</title><style>{STYLE}</style>",
         f"<h1>A model trained on this machine</h1><h2>{title}</h2><video controls loop src=clip.mp4></video>{as_img(clip.plot())}",
         f"<h2>Does the sound fit the picture?</h2><p>Median distance of a sound from the nearest visible event: {1e3 * g.matched.heard_to_seen:.0f} ms, "
         f"and {1e3 * g.shuffled.heard_to_seen:.0f} ms when sounds are shuffled between clips: a ratio of {g.ratio:.2f}. Measured on {n} captions that training never saw, every source on screen.</p>",
         "<h3>Generated clips</h3>", as_table(sync_rows(g)), "<h3>Real clips of the same captions, through the codecs: what the ruler can resolve</h3>", as_table(sync_rows(result["real"])),
-        "<h2>What it has learned</h2><p>Clips held out of training; a gain is one where its interval lies above 0.</p>", as_table(gain_rows(json.loads((run / "heldout.json").read_text()))),
-        as_img(plot_log(run / "log.jsonl")), "<h2>More clips</h2>", *more]))
-    (out.with_suffix(".json")).write_text(json.dumps(dict(generated=g.to_dict(), real=result["real"].to_dict()), indent=1))
+        "<h2>What it has learned</h2><p>Clips held out of training; a gain is one where its interval lies above 0.</p>", as_table(heldout_rows(json.loads((run / "heldout.json").read_text()))),
+        as_img(plot_log(run / "log.jsonl")), "<h2>More clips</h2>", *more])
+    with whole(out) as part: part.write_text(page)
+    with whole(out.with_suffix(".json")) as part: part.write_text(json.dumps(dict(generated=g.to_dict(), real=result["real"].to_dict()), indent=1))
     return g
 
 # %% ../nbs/08_sampler.ipynb #report-command

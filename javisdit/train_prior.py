@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGE2', 'ALIKE', 'TERMS', 'TrainPrior', 'Staged', 'staged', 'heard_moment', 'late_pictures', 'late_sound', 'behind',
-           'still_too', 'faded_too', 'joined', 'seen_too', 'heard_too', 'told', 'alike', 'moved_event', 'Sides',
+           'still_too', 'faded_too', 'joined', 'seen_too', 'heard_too', 'told', 'edited_alike', 'moved_event', 'Sides',
            'slots', 'sides', 'PairBatch', 'Pairs', 'encode_part', 'encode_pairs', 'media_pairs', 'pair_data',
            'claim_pairs', 'load_pairs', 'Rows', 'PairTask', 'MediaTask', 'PriorStage', 'prior_learner', 'fresh_prior',
            'run', 'trained_prior', 'shipped_prior', 'Scores', 'token_cosine', 'score', 'Interval', 'auroc', 'ruler',
@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 import json
 import multiprocessing
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +37,7 @@ from tqdm import tqdm
 from .augment import (CURVES, WAYS, AddSource, AddTrajectory, ChangeSpeed, ChangeVolume, InsertSilence, MaskCells, Negative, RemoveSource, RepeatAudio, ShiftAudio, ShiftVideo, StallVideo, insert_silence, make_negatives, mask_cells)
 from .cache import Encoder, open_source, write_cache
 from .codecs import load_codecs
-from .core import ClipConfig, Config, TrainConfig, generator, preset as preset_config, rng
+from .core import ClipConfig, Config, TrainConfig, generator, preset as preset_config, rng, whole
 from .data import ClipDataset, fingerprint, read_manifest
 from .dit import trim_text
 from .encoders import TextStates, load_text_encoder
@@ -50,7 +49,8 @@ from .losses import KL_WEIGHT, BranchLoss, PriorLoss, contrast_loss, cosine, pri
 from .media import to_model
 from .pools import Pools, solo, world_pools
 from .prior import Gaussian, Negatives, Prior, PriorConfig, PriorModel, draw_weights, load_prior, prior_config
-from .stages import held_apart
+from .runs import new_folder
+from .stages import clips_hash, held_apart
 from .world import (GAP, LEAD, ROOM, SIDES, TIMES, Event, Scene, Subject, WorldClip, backdrop, describe, draw_scene, home, make_clip, phrases, play, render, tidy)
 
 # %% ../nbs/06_train_prior.ipynb #parameters-class
@@ -198,7 +198,7 @@ def seen_too(drawn: AddSource, s: Staged):
 
 def heard_too(drawn: AddTrajectory, s: Staged):
     "Sound with what the pasted subject was heard to do."
-    rate, fps, first, n = s.clip.sample_rate, s.clip.fps, drawn.used[0], len(drawn.used)
+    fps, first, n = s.clip.fps, drawn.used[0], len(drawn.used)
     guest, events = solo(drawn.index, s.pools.trajectories.seed, s.clip)
     own = play(Scene([guest], events, s.clip.seconds, ("guest", drawn.index)), s.clip)[0][round(first * s.per_picture):round((first + n) * s.per_picture)]
     wave, start = s.made.clip.audio.copy(), round(drawn.start * s.per_picture)
@@ -218,7 +218,7 @@ def told(scene: Scene) -> str:
     r = rng(*scene.key, "caption")
     return " and ".join(tidy("{who} {where} does nothing".format(**phrases(r, scene, i, False))) for i in range(len(scene.subjects)))
 
-def alike(negative: Negative, s: Staged) -> tuple[np.ndarray, np.ndarray, str]:
+def edited_alike(negative: Negative, s: Staged) -> tuple[np.ndarray, np.ndarray, str]:
     "Pictures, sound and caption of a clip in which the *other* side is changed like the broken one: it is edited, and in step."
     if negative.way == "unpaired": other, scene = render(s.pools.unpaired.elsewhen(s.index), s.clip), None
     else: other, scene = ALIKE[type(negative.drawn)](negative.drawn, s)
@@ -258,7 +258,7 @@ def sides(s: Staged, n: int, seed: int) -> Sides:
     rows = [(clip.video, clip.audio, s.made.caption, "own")]
     rows += [(x.broken, clip.audio, s.made.caption, f"video_spatial/{x.way}") for x in broken.video_spatial]
     groups = (*[g for g in WAYS if g != "video_spatial"], "video_spatial")
-    rows += [(*alike(x, s), f"{group}/{x.way}") for group in groups for x in getattr(broken, group)]
+    rows += [(*edited_alike(x, s), f"{group}/{x.way}") for group in groups for x in getattr(broken, group)]
     other = moved_event(s.scene, rng(seed, "moved", *s.scene.key))
     rows.append((clip.video, clip.audio, s.made.caption, "unmoved") if other is None else
                 (render(other, s.clip), play(other, s.clip).sum(0), s.made.caption, "moved"))
@@ -333,8 +333,7 @@ def encode_part(start: int, stop: int, folder: Path, config: Config, n: int, see
                        audio=stack(codecs[1], [[torch.from_numpy(np.asarray(a, np.float32)) for a in x.audio] for x in made]),
                        states=text.states.half(), mask=text.mask, caption=torch.tensor([[place[c] for c in row] for row in captions]))
     about = dict(captions=captions, ways=[x.ways for x in made], ids=ids, skipped=skipped)
-    save_file({k: x.contiguous() for k, x in tensors.items()}, tmp := path.with_suffix(".tmp"), metadata=dict(about=json.dumps(about)))
-    os.replace(tmp, path)
+    with whole(path) as part: save_file({k: x.contiguous() for k, x in tensors.items()}, part, metadata=dict(about=json.dumps(about)))
 
 # %% ../nbs/06_train_prior.ipynb #encode-all
 def encode_pairs(
@@ -384,7 +383,8 @@ def claim_pairs(folder: Path, config: Config, n: int, seed: int, part: int):
     "Note what the parts in `folder` depend on; `ValueError` if they were made from something else."
     mine = json.dumps(dict(clip=asdict(config.clip), n=n, seed=seed, part=part, parts=[fingerprint(x) for x in (*load_codecs(config), load_text_encoder(config))]))
     note = folder / "pairs.json"
-    if not note.exists(): note.write_text(mine)
+    if not note.exists():
+        with whole(note) as part: part.write_text(mine)
     if note.read_text() != mine: raise ValueError(f"{folder} holds pairs of other clips, codecs or settings: choose another folder, or delete it")
 
 def load_pairs(paths: list[Path], config: Config) -> Pairs:
@@ -500,10 +500,10 @@ def prior_learner(p: TrainPrior, train, valid, cbs: tuple = ()):
     stage = PriorStage(fresh_prior(p.sizes, p.seed), **extras)
     task = MediaTask(stage.parts.config) if p.media else PairTask(stage.parts.config, extras["alike"] > 0, extras["contrast"] > 0)
     def export(folder):
-        stage.parts.estimator.save_pretrained(folder.with_name("prior"))                        # what stage 3 loads
-        save_file({k: x.contiguous() for k, x in stage.parts.state_dict().items()}, folder.with_name("prior_parts.safetensors"))   # what `load_prior` reads
+        with new_folder(folder.with_name("prior")) as part: stage.parts.estimator.save_pretrained(part)                             # what stage 3 loads
+        with whole(folder.with_name("prior_parts.safetensors")) as part: save_file({k: x.contiguous() for k, x in stage.parts.state_dict().items()}, part)   # what `load_prior` reads
     return stage_learner(stage, task, lambda terms, _: terms, TERMS, config, train, valid, p.folder, export,
-                         seed=p.seed, block=p.block, about=dict(prior=extras, sizes=asdict(p.sizes), clips=len(train)), cbs=cbs)
+                         seed=p.seed, block=p.block, about=dict(prior=extras, sizes=asdict(p.sizes), clips=len(train), data=clips_hash(Path(p.data)) if p.media else None), cbs=cbs)
 
 def fresh_prior(sizes: PriorConfig, seed: int) -> PriorModel:
     "Untrained estimator, VA-encoder and discriminator: weights from the seed."
@@ -555,7 +555,7 @@ def score(parts: PriorModel, pairs: Pairs, batch: int = 32) -> Scores:
         (n, s), h, w = b.video.shape[:2], *pairs.size
         video, audio = va.video_tokens(b.video.flatten(0, 1).float(), h, w).unflatten(0, (n, s)), va.audio_tokens(b.audio.flatten(0, 1).float()).unflatten(0, (n, s))
         see = lambda v, a: Prior(*(f(v.flatten(0, 1), a.flatten(0, 1)).unflatten(0, v.shape[:2]) for f in (va.where, va.when)))
-        seen = torch.tensor([w.startswith(("own", "video", "moved", "unmoved")) for w in pairs.ways[0]])[None, :, None, None, None]
+        seen = torch.tensor([w.startswith(("own", "video", "moved", "unmoved")) for w in pairs.ways[0]], device=device)[None, :, None, None, None]
         mixed = see(torch.where(seen, video, video[:, :1]), torch.where(seen, audio[:, :1], audio))
         both, last = see(video, audio), see(video[:, :1], audio[:, -1:])
         mine, told = (Prior(*(p[:, :1] for p in said(i))), said(i))

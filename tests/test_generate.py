@@ -6,15 +6,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from javisdit.conditional import MODES, condition, deliver, javisdit_generate, read_prompts, stretches, write_stretches
+from javisdit.conditional import MODES, condition, javisdit_generate, read_prompts, stretches, write_stretches
 from javisdit.core import MediaError
-from javisdit.media import read_clip, read_settings
+from javisdit.media import Clip, read_clip, read_settings
 from javisdit.sampler import JavisDiTPipeline
 from javisdit.world import world_clip
 
@@ -72,11 +73,13 @@ def test_no_room(prompts, tmp_path, monkeypatch):
     assert not (tmp_path / "clips").exists()
 
 
-def test_a_file_is_there_when_it_is_whole(tmp_path, pipe):
-    def breaks(part, kind):
-        part.write_bytes(b"half")
+def test_a_file_is_there_when_it_is_whole(tmp_path, monkeypatch):
+    def breaks(clip, part, **more):
+        Path(part).write_bytes(b"half")
         raise MediaError(part, "no space left on device", "make room")
-    with pytest.raises(MediaError): deliver(tmp_path / "a.mp4", breaks)
+    with monkeypatch.context() as m, pytest.raises(SystemExit, match="make room"):
+        m.setattr(Clip, "save", breaks)
+        javisdit_generate("a red ball bounces", str(tmp_path / "a.mp4"), steps=1)
     assert not [*tmp_path.iterdir()]
     with pytest.raises(MediaError, match="cannot be written.*make room"): write_stretches(iter([world_clip(0).clip]), "/dev/full", kind="mp4")
 

@@ -20,7 +20,7 @@ from javisdit.learner import train_steps
 from javisdit.losses import contrast_loss, prior_loss
 from javisdit.pools import Pools
 from javisdit.prior import Negatives, PriorModel, prior_config
-from javisdit.train_prior import (TrainPrior, alike, auroc, encode_pairs, fresh_prior, heard_moment, holds, media_ruler, prior_learner, prompts, ruler, score, slots,
+from javisdit.train_prior import (TrainPrior, auroc, edited_alike, encode_pairs, fresh_prior, heard_moment, holds, media_ruler, prior_learner, prompts, ruler, score, slots,
                                   staged, told, trained_prior)
 from javisdit.world import write_world
 
@@ -46,7 +46,7 @@ def test_every_way_has_a_counterpart_that_keeps_its_shape():
         own, before = s.made.clip, (s.made.clip.video.copy(), s.made.clip.audio.copy())
         broken = make_negatives(own, 2, rng("counterparts", i), s.pools, name=str(i), track=own.audio)
         for x in (x for group in WAYS for x in getattr(broken, group)):
-            video, audio, caption = alike(x, s)
+            video, audio, caption = edited_alike(x, s)
             assert video.shape == own.video.shape and video.dtype == np.uint8 and audio.shape == own.audio.shape and np.abs(audio).max() <= 1 and caption
             seen.add(f"{x.group}/{x.way}")
         assert np.array_equal(before[0], own.video) and np.array_equal(before[1], own.audio)          # nothing is changed in place

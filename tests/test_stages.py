@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from notebooks import ROOT
 import javisdit.stages as stages_module
 from javisdit.core import tiny
 from javisdit.dit import stage_of
-from javisdit.media import read_clip
+from javisdit.media import read_clip, write_clip
 from javisdit.models import read_model
 from javisdit.stages import StageParameters, stage_data
+from javisdit.train_audio import TrainAudio, run as run_audio
 from javisdit.train_joint import TrainJoint, run
-from javisdit.world import write_world
+from javisdit.world import world_clip, write_world
 
 QUICK = dict(preset="tiny", steps=4, block=2, batch_size=4, workers=1)
 
@@ -115,6 +117,24 @@ def test_clips_of_two_lengths_and_a_resumed_run(tmp_path, monkeypatch, once):
     assert run(parameters("twice"))["steps"] == 6 and watch.seen == whole
     a, b = (read_model(tmp_path / name).dit.state_dict() for name in ("whole", "twice"))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_buckets_for_more_processes_than_the_presets_batch(tmp_path, monkeypatch):
+    "As `paper` on a node of eight GPUs: a batch of 4 in the preset, 8 parts of a step, and batches from the buckets."
+    write_world(tmp_path / "world", 12, clip=tiny().clip, workers=1)
+    (tmp_path / "table.json").write_text(json.dumps({"32x32": {"48": [1.0, 8]}}))
+    p = TrainJoint(data=str(tmp_path / "world"), valid=4, steps=1, block=1, buckets=str(tmp_path / "table.json"), workers=1, out_dir=str(tmp_path / "run"))
+    wide = replace(p.config, train=replace(p.config.train, batch_size=4, micro=8))
+    monkeypatch.setattr(TrainJoint, "config", property(lambda self: wide))
+    assert run(p)["steps"] == 1
+
+
+def test_sound_without_pictures(tmp_path):
+    "Stage 1 from files of sound alone."
+    for i in range(8): write_clip(replace(world_clip(i).clip, video=None), tmp_path / f"{i}.wav")
+    (tmp_path / "sounds.csv").write_text("path,id,audio_path,num_frames,fps,audio_fps,audio_text\n" + "".join(f",{i},{i}.wav,48,24,16000,a bell rings\n" for i in range(8)))
+    p = TrainAudio(data=str(tmp_path / "sounds.csv"), valid=2, steps=1, block=1, batch_size=2, workers=1, out_dir=str(tmp_path / "run"))
+    assert run_audio(p)["steps"] == 1 and read_model(tmp_path / "run").streams == ("audio",)
 
 
 def test_what_cannot_be_is_said_before_anything_is_written(tmp_path):

@@ -1,8 +1,9 @@
 """What is each part of the shipped model worth? The table of chapter 08, on captions of combinations (kind, side, time) that training never saw.
 
 Clips are generated for captions of a split and heard and seen by the detectors of chapter 00bb; a clip in which nothing is
-found counts as a miss. Then one thing is left out at a time, and then something is given (chapter 08a). Writes 08_worth.csv beside
-this file, a row after each; rows that are there are kept. About three minutes a row on one core.
+found counts as a miss. Then one thing is left out at a time, and then something is given (chapter 08a). Writes 08_worth.csv (of another
+split than `heldout` 08_worth_SPLIT.csv) beside this file, a row after each; rows that are there are kept. About two minutes a row on one
+core.
 """
 import argparse
 import copy
@@ -83,8 +84,9 @@ def main():
     args.add_argument("--captions", type=int, default=200)
     args.add_argument("--split", default="heldout", choices=SPLITS[1:], help="of the world (chapter 00b)")
     args.add_argument("--ways", nargs="+", help="only these (default: all)")
-    args.add_argument("--out", type=Path, default=HERE / "08_worth.csv")
+    args.add_argument("--out", type=Path, help="table (default: beside this file)")
     args = args.parse_args()
+    args.out = args.out or HERE / ("08_worth.csv" if args.split == "heldout" else f"08_worth_{args.split}.csv")
     pipe = JavisDiTPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
     scenes = test_scenes(args.captions, pipe.settings, split=args.split)
