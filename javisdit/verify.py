@@ -20,14 +20,15 @@ import numpy as np
 from fastcore.script import call_parse
 
 from .augment import WAYS, make_negatives
-from .core import ClipConfig, MediaError, as_command, rng, whole
+from .core import ClipConfig, MediaError, as_command, file_hash, rng, whole
 from .detect import derangement
 from .imagebind_av import RATE, JointEmbedder, at_rate, load_imagebind
 from .javisscore import Windows, avh_score, cut, javis_score
 from .media import Clip, read_clip, write_clip
-from .metrics import av_align, flow_trajectory, local_maxima, sound_onsets
+from .metrics import av_align, flow_trajectory, local_maxima, sound_onsets, weights_hash
 from .pools import Pools, Sound, acting, world_stems
 from .ruler import Ruler, load_ruler
+from .runs import claim_run
 from .world import ACTION, NINE, Cast, Event, Scene, Subject, draw_events, draw_scene, draw_times, make_clip, play
 
 # %% ../nbs/09c_verify.ipynb #solo
@@ -293,13 +294,13 @@ def javisdit_verify(
 ):
     "Verify JavisScore, AVHScore, AV-Align and the moments on clips in step and on what becomes of them (paper D.4); goes on where it stopped."
     with as_command("javisdit_verify"):
-        folder, left = Path(out), []
-        folder.mkdir(parents=True, exist_ok=True)
-        if clips: items, left = folder_items(clips, seconds)
-        else: items = world_items(n, ClipConfig(height=32, width=32, frames=round(24 * seconds), mel_multiple=8), seed=seed)
+        folder, geometry = Path(out), ClipConfig(height=32, width=32, frames=round(24 * seconds), mel_multiple=8)
+        items, left = folder_items(clips, seconds) if clips else (world_items(n, geometry, seed=seed), [])
         if len(items) < 2: raise ValueError(f"{len(items)} usable clips in {clips}: at least 2 are needed; left out: {left}")
         ruler = load_ruler()
         judges = Judges(load_imagebind(imagebind, ("vision", "audio")) if imagebind else ruler, ruler)
+        claim_run(folder, geometry, n=len(items), seconds=seconds, seed=seed, clips=[[x.name, file_hash(Path(clips) / x.name) if clips else "world"] for x in items],
+                  judges={e.name: weights_hash(e) for e in (judges.embedder, ruler)})
         rows = read_rows(folder / "scores.csv") if (folder / "scores.csv").exists() else []
         for more in judged_rows(items, judges, seed, frozenset(r["item"] for r in rows)):
             rows += more
