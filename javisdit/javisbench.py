@@ -558,7 +558,7 @@ def write_report(out: Path, report: dict, scored: list):
     if rows := {n: np.ascontiguousarray(stacked(r), np.float32) for n, r in vectors(scored).items() if r}: save_file(rows, out / "features.safetensors")
 
 # %% ../nbs/09b_javisbench.ipynb #run
-def prepare(folder, prompts, reference, metrics, out, compare, weights, embedder, protocol, device, max_seconds) -> tuple:   # (judge, metrics, missing, {name: items})
+def prepare(folder, prompts, reference, metrics, out, compare, weights, embedder, protocol, device, max_seconds, judges: Judges | None = None) -> tuple:   # (judge, metrics, missing, {name: items})
     "Whom to ask what about which clips; `ValueError` for wishes that cannot be fulfilled."
     if protocol not in PROTOCOLS: raise ValueError(f"protocol {protocol!r} does not exist: choose {' or '.join(PROTOCOLS)}")
     known = PROTOCOLS[protocol]
@@ -568,10 +568,10 @@ def prepare(folder, prompts, reference, metrics, out, compare, weights, embedder
     if compare: sides["there"] = read_folder(compare, prompts)
     if reference and Path(reference).is_dir(): sides["real"] = read_folder(reference)
     wanted = [known[n] for n in dict.fromkeys(names)]
-    judges = load_judges({n for m in wanted for n in (*m.needs, m.features)} - ({"references"} if reference else set()), weights, embedder, device)
+    judges = judges or load_judges({n for m in wanted for n in (*m.needs, m.features)} - ({"references"} if reference else set()), weights, embedder, device)
     chosen, missing = can_run(wanted, judges, sides["here"], bool(reference))
     if not chosen: raise ValueError("no metric can be computed: " + "; ".join(f"{n}: {why}" for n, why in missing.items()))
-    judges.extractors = {n: e for n, e in judges.extractors.items() if n in {m.features for m in chosen}}
+    judges = replace(judges, extractors={n: e for n, e in judges.extractors.items() if n in {m.features for m in chosen}})
     return Judge([m for m in chosen if not m.of_sets], judges, Path(out) / "cache", limits=Limits(seconds=max_seconds)), chosen, missing, sides
 
 def judge_side(judge: Judge, side: str, items: list, progress: bool = True) -> list:
@@ -593,12 +593,7 @@ def score_folder(
     judges: Judges | None = None,   # networks of your own instead of those that are found
 ) -> dict:
     "Score a folder and write its report; see `javisdit_score`. Returns what the JSON holds."
-    judge, chosen, missing, sides = prepare(folder, prompts, reference, metrics, out, compare, weights, embedder, protocol, device, max_seconds)
-    if judges:
-        known = PROTOCOLS[protocol]
-        wanted = [known[n] for n in (known if metrics == "all" else metrics.split(","))]
-        chosen, missing = can_run(wanted, judges, sides["here"], bool(reference))
-        judge = Judge([m for m in chosen if not m.of_sets], judges, judge.folder, judge.windows, judge.limits)
+    judge, chosen, missing, sides = prepare(folder, prompts, reference, metrics, out, compare, weights, embedder, protocol, device, max_seconds, judges)
     scored = {side: judge_side(judge, side, items) for side, items in sides.items()}
     real = vectors(scored["real"]) if "real" in scored else feature_file(reference, sides["here"]) if reference else {}
     report = report_of(folder, protocol, chosen, judge, scored["here"], real, missing, scored.get("there", ()), Path(compare).resolve().name if compare else "", seed)

@@ -22,7 +22,7 @@ from javisdit.core import MediaError, tiny
 from javisdit.i3d import I3D
 from javisdit.audioclip import AudioClipEar
 from javisdit.javisbench import (MM_METRICS, AudioClipStretches, I3DStretches, Item, Judge, Judges, Limits, admit, all_done, attempt, can_run, comparison, feature_file, find_clip, inside, javisdit_score,
-                                 judge_item, load_embedder, load_judges, paired, read_folder, score_folder, verdict, weights_of)
+                                 judge_item, load_embedder, load_judges, paired, prepare, read_folder, score_folder, verdict, weights_of)
 from javisdit.media import Clip, read_clip, write_clip
 from javisdit.metrics import METRICS
 from javisdit.page import data_uri
@@ -122,6 +122,18 @@ def test_what_cannot_run_is_said(clips):
     assert "imagebind_huge.pth" in why["javisscore"] and "i3d_pretrained_400.pt" in why["fvd"] and "--reference" in why["fd_mel"] and "not known here" in why["cavp"]
     with pytest.raises(ValueError, match="weights are not here"): load_embedder("imagebind")
     with pytest.raises(ValueError, match="AudioCLIP-Full-Training.pt into the folder of --weights"): weights_of("audioclip")
+
+
+class Net: name = "mine"
+
+
+def test_own_judges_need_no_others(clips, tmp_path):
+    "Blanks between names do not matter, networks that are brought are not looked for, and the caller's object stays as it was."
+    mine = load_judges({"mel", "opencv"})
+    mine.models["clip"], before = Net(), dict(mine.extractors)
+    judge, chosen, missing, _ = prepare(clips, None, None, "clip, av_align", tmp_path, None, None, "auto", "javisbench", "cpu", 120, mine)
+    assert [m.name for m in chosen] == ["clip", "av_align"] and not missing and judge.judges.models is mine.models and not judge.judges.extractors and mine.extractors == before
+    with pytest.raises(ValueError, match="metric 'fid' does not exist"): score_folder(clips, tmp_path / "out", metrics="av_align, fid", judges=mine)
 
 
 # --- two folders ---
