@@ -509,7 +509,6 @@ def comparison(metrics: list, here: list, there: list, real: dict, name: str, se
         x, y, low, high, n = paired(m, *numbers, real.get(m.features), seed)
         out.append(dict(name=m.name, here=finite(x), there=finite(y), difference=None if x is None else finite(x - y), low=finite(low), high=finite(high), n=n, verdict=verdict(m, low, high, "this folder", name)))
     ids = [{s.item.id for s in side} for side in (here, there)]
-    if not ids[0] & ids[1]: raise ValueError(f"this folder and {name} have no clip in common: compare folders of the same prompts")
     return dict({"with": name}, metrics=out, only_here=sorted(ids[0] - ids[1]), only_there=sorted(ids[1] - ids[0]))
 
 # %% ../nbs/09b_javisbench.ipynb #report
@@ -555,7 +554,8 @@ def write_report(out: Path, report: dict, scored: list):
     with whole(out / "report.json") as part: part.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     write_rows(out / "clips.csv", scored)
     with whole(out / "report.html") as part: part.write_text(page(report, drawn), encoding="utf-8")
-    if rows := {n: np.ascontiguousarray(stacked(r), np.float32) for n, r in vectors(scored).items() if r}: save_file(rows, out / "features.safetensors")
+    if rows := {n: np.ascontiguousarray(stacked(r), np.float32) for n, r in vectors(scored).items() if r}:
+        with whole(out / "features.safetensors") as part: save_file(rows, part)
 
 # %% ../nbs/09b_javisbench.ipynb #run
 def prepare(folder, prompts, reference, metrics, out, compare, weights, embedder, protocol, device, max_seconds, judges: Judges | None = None) -> tuple:   # (judge, metrics, missing, {name: items})
@@ -566,6 +566,7 @@ def prepare(folder, prompts, reference, metrics, out, compare, weights, embedder
     if wrong := [n for n in names if n not in known]: raise ValueError(f"metric {wrong[0]!r} does not exist in protocol {protocol}: choose {', '.join(known)}")
     sides = dict(here=read_folder(folder, prompts))
     if compare: sides["there"] = read_folder(compare, prompts)
+    if compare and not {i.id for i in sides["here"]} & {i.id for i in sides["there"]}: raise ValueError(f"{folder} and {compare} have no clip in common: compare folders of the same prompts")
     if reference and Path(reference).is_dir(): sides["real"] = read_folder(reference)
     wanted = [known[n] for n in dict.fromkeys(names)]
     judges = judges or load_judges({n for m in wanted for n in (*m.needs, m.features)} - ({"references"} if reference else set()), weights, embedder, device)
@@ -603,11 +604,15 @@ def score_folder(
     return report
 
 def all_done(out: Path, rank: int, world: int, wishes: dict) -> bool:
-    "Note that this share is done; whether all are."
-    folder = Path(out) / "cache" / "shares" / digest(sorted((k, str(v)) for k, v in wishes.items()), world)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / str(rank)).touch()
-    return len(list(folder.iterdir())) == world
+    "Note that this share is done; whether all are: true once, for one process, which takes the notes away for the next run."
+    notes = Path(out) / "cache" / "shares" / digest(sorted((k, str(v)) for k, v in wishes.items()), world)
+    notes.mkdir(parents=True, exist_ok=True)
+    (notes / str(rank)).touch()
+    if len(list(notes.iterdir())) < world: return False
+    try: (notes / "0").unlink()              # several may see that all are done, one of them can do this
+    except FileNotFoundError: return False
+    for note in notes.iterdir(): note.unlink()
+    return True
 
 # %% ../nbs/09b_javisbench.ipynb #command
 @call_parse

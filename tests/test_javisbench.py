@@ -18,10 +18,11 @@ import pytest
 import torch
 from notebooks import ROOT
 
+import javisdit.javisbench as javisbench
 from javisdit.core import MediaError, tiny
 from javisdit.i3d import I3D
 from javisdit.audioclip import AudioClipEar
-from javisdit.javisbench import (MM_METRICS, AudioClipStretches, I3DStretches, Item, Judge, Judges, Limits, admit, all_done, attempt, can_run, comparison, feature_file, find_clip, inside, javisdit_score,
+from javisdit.javisbench import (MM_METRICS, AudioClipStretches, I3DStretches, Item, Judge, Judges, Limits, admit, all_done, attempt, can_run, feature_file, find_clip, inside, javisdit_score,
                                  judge_item, load_embedder, load_judges, paired, prepare, read_folder, score_folder, verdict, weights_of)
 from javisdit.media import Clip, read_clip, write_clip
 from javisdit.metrics import METRICS
@@ -100,6 +101,20 @@ def test_command_kill_and_resume(clips, scored, tmp_path):
         assert len({(folder / name).read_bytes() for folder in (tmp_path / "killed", tmp_path / "ranks", scored[1])}) == 1, name
 
 
+def test_every_run_counts_its_shares_anew(tmp_path):
+    for _ in range(3): assert [all_done(tmp_path, rank, 3, dict(folder="x")) for rank in (1, 0, 2)] == [False, False, True]
+    assert not all_done(tmp_path, 0, 2, dict(folder="x"))                       # of two processes
+
+
+def test_features_are_written_whole(clips, scored, monkeypatch):
+    path = scored[1] / "features.safetensors"
+    before = path.read_bytes()
+    def full(rows, to): to.write_bytes(b"half"); raise OSError("no space left")
+    monkeypatch.setattr(javisbench, "save_file", full)
+    with pytest.raises(OSError, match="no space"): score_folder(clips, scored[1], metrics=FAST, reference=clips)
+    assert path.read_bytes() == before and not list(scored[1].glob("*.part"))
+
+
 def test_players_are_the_same_file_each_time():
     "Whatever lies in memory beside the pictures: x264's macroblock tree does not keep this for rows that are no multiple of eight macroblocks."
     made, junk, r = [world_clip(i, split="valid", clip=replace(tiny().clip, height=96, width=96)).clip for i in (3, 5)], [], np.random.default_rng(0)
@@ -148,7 +163,10 @@ def test_comparison(clips, tmp_path):
     by = {m["name"]: m for m in c["metrics"]}
     assert by["sync_ms"]["n"] == 6 and by["sync_ms"]["verdict"] == "clips" and by["sync_ms"]["low"] > 50 and c["with"] == "clips"
     assert by["fd_mel"]["n"] == 6 and by["fd_mel"]["low"] <= by["fd_mel"]["difference"] <= by["fd_mel"]["high"]
-    with pytest.raises(ValueError, match="no clip in common"): comparison([], [], [], {}, "x")
+    other = tmp_path / "other"; other.mkdir()
+    shutil.copy(clips / "000000.mp4", other / "another.mp4")
+    with pytest.raises(ValueError, match="no clip in common"): score_folder(other, tmp_path / "none", metrics=FAST, reference=clips, compare=clips)
+    assert not (tmp_path / "none").exists()                                     # before anything was scored
 
 
 def test_paired_intervals_hold_the_difference():
