@@ -21,7 +21,7 @@ import javisdit.cache as cache_module
 import javisdit.data as data_module
 from javisdit.augment import WAYS
 from javisdit.buckets import BucketSampler, Buckets, ByBucket, ByShape, read_buckets
-from javisdit.cache import CachedLatents, Encoder, MediaSource, bucket_keys, javisdit_cache, open_source, unused, write_cache, write_together
+from javisdit.cache import CachedLatents, Encoder, MediaSource, bucket_keys, javisdit_cache, local_device, open_source, unused, write_cache, write_together
 from javisdit.core import MediaError, rng, tiny
 from javisdit.data import ClipDataset, Latents, fingerprint, read_manifest
 from javisdit.dit import JavisDiT
@@ -183,6 +183,20 @@ def test_the_command_starts_processes(folder, tmp_path):
     done = command(tmp_path, folder / "manifest.csv", tmp_path / "cache", "--shard", 2, "--processes", 2)
     out = "".join(done.communicate())
     assert done.returncode == 0 and "CachedLatents(6 clips in 3 shards" in out, out
+
+
+def test_each_process_has_its_gpu(folder, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cache_module, "Encoder", lambda *args: seen.append(args[-1])); monkeypatch.setattr(cache_module, "write_cache", lambda *args, **kw: None)
+    monkeypatch.setattr(cache_module, "in_processes", lambda n, work: [work(rank, n) for rank in range(n)])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    javisdit_cache(folder, tmp_path, processes=3, device="cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    javisdit_cache(folder, tmp_path, rank=2, world=4, device="cuda")            # as torchrun says it
+    javisdit_cache(folder, tmp_path, rank=2, world=4)
+    assert seen == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cpu"] and local_device("cuda:5", 0) == "cuda:5"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(SystemExit, match="no GPU can be used here"): javisdit_cache(folder, tmp_path, device="cuda")
 
 
 # ---- what it refuses, and what it takes in

@@ -106,6 +106,16 @@ def test_every_run_counts_its_shares_anew(tmp_path):
     assert not all_done(tmp_path, 0, 2, dict(folder="x"))                       # of two processes
 
 
+def test_each_process_has_its_gpu(clips, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(javisbench, "prepare", lambda **wishes: seen.append(wishes["device"]) or (None, [], {}, {}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4); monkeypatch.setattr(torch.cuda, "is_available", lambda: True); monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    for rank in (1, 6): javisbench.work(rank, 8, device="cuda")                 # of --processes 8
+    for name, value in dict(RANK="7", WORLD_SIZE="16", LOCAL_RANK="3").items(): monkeypatch.setenv(name, value)
+    for device in ("cuda", "auto", "cpu"): javisdit_score(str(clips), out=str(tmp_path / "out"), device=device)
+    assert seen == ["cuda:1", "cuda:2", "cuda:3", "cuda:3", "cpu"]
+
+
 def test_features_are_written_whole(clips, scored, monkeypatch):
     path = scored[1] / "features.safetensors"
     before = path.read_bytes()
