@@ -279,11 +279,11 @@ def write_cache(
             if not settled(folder / part.name): write_part(folder, part, encoder, kept, workers)
             for s in Shard(folder / part.name).note["skipped"]: report.add(_skipped(s))
             bar.update(len(part.keys))
-    return CachedLatents(folder) if write_index(folder, encoder, keys, parts) else None
+    return CachedLatents(folder) if write_index(folder, encoder, keys, parts, alone=world == 1) else None
 
 def _skipped(s): return Skipped(s["index"], s["id"], s["reason"], s.get("again", False))
 
-def write_index(folder: Path, encoder: Encoder, keys: list, parts: list[Part]) -> bool:
+def write_index(folder: Path, encoder: Encoder, keys: list, parts: list[Part], alone: bool = False) -> bool:
     "Write the index of a cache if all its shards are there; whether they are."
     if not all((folder / p.name).exists() for p in parts): return False
     notes = [Shard(folder / p.name).note for p in parts]
@@ -292,7 +292,7 @@ def write_index(folder: Path, encoder: Encoder, keys: list, parts: list[Part]) -
     skipped = [s | dict(index=row[s["mark"]]) for n in notes for s in n["skipped"]]
     if not any(s["ids"] for s in shards): raise MediaError("the data", f"not one of {len(keys)} clips can be used. {SkipReport(len(keys), [*map(_skipped, skipped)])}", "repair the files or the manifest")
     with whole(folder / "index.json") as part: part.write_text(json.dumps(dict(tokens=encoder.text.tokens, total=len(keys), shards=shards, skipped=skipped)))
-    for left in folder.glob(".shard-*.part"): left.unlink()        # by processes that were killed
+    for left in folder.glob(".shard-*.part") if alone or not any(s.get("again") for s in skipped) else (): left.unlink(missing_ok=True)   # by processes that were killed, not by a neighbour who tries a shard again
     return True
 
 # %% ../nbs/03c_cache.ipynb #together

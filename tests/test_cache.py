@@ -296,6 +296,23 @@ def test_a_file_that_could_not_be_reached_is_tried_again_later(folder, tmp_path,
     assert [s.id for s in write().report.skipped] == ["6"] and source.batch([0]).index.tolist() == [0]
 
 
+def test_an_idle_process_leaves_its_neighbours_shard_alone(folder, tmp_path, monkeypatch):
+    "What killed processes left is taken away by one that is alone, or when no shard is tried again."
+    rows, gone, real = read_manifest(folder / "manifest.csv")[:3], {"0"}, ClipDataset.read
+    def shaky(self, row, *shape):
+        if row.id in gone: raise MediaError(row.path, "cannot be used", "x") from OSError(errno.ESTALE, "the server is away")
+        return real(self, row, *shape)
+    monkeypatch.setattr(ClipDataset, "read", shaky)
+    write = lambda rank, world=2: write_cache(Encoder(ClipDataset(rows, CONFIG.clip, retry=()), CONFIG, PARTS), tmp_path, rank=rank, world=world, shard=1, limit=1.0, progress=False)
+    part = tmp_path / ".shard-0.safetensors.part"
+    write(0); part.touch()
+    assert write(1).ids == ["1", "2"] and part.exists()                         # process 0 may try its first clip again
+    write(0, world=1)
+    assert not part.exists()
+    part.touch(); gone.clear()
+    assert write(0).ids == ["0", "1", "2"] and not part.exists()
+
+
 def test_too_many_bad_files_stop_the_run(folder, tmp_path):
     rows = read_manifest(folder / "manifest.csv")
     rows = [rows[0], *[replace(rows[6], id=f"bad {i}") for i in range(3)]]
