@@ -21,10 +21,11 @@ from fastcore.script import call_parse
 
 from .augment import WAYS, make_negatives
 from .core import ClipConfig, MediaError, as_command, file_hash, rng, whole
+from .data import VIDEO_ENDINGS
 from .detect import derangement
 from .imagebind_av import RATE, JointEmbedder, at_rate, load_imagebind
 from .javisscore import Windows, avh_score, cut, javis_score
-from .media import Clip, read_clip, write_clip
+from .media import NOTICE, Clip, read_clip, write_clip
 from .metrics import av_align, flow_trajectory, local_maxima, sound_onsets, weights_hash
 from .pools import Pools, Sound, acting, world_stems
 from .ruler import Ruler, load_ruler
@@ -101,9 +102,9 @@ def world_items(
 
 # %% ../nbs/09c_verify.ipynb #items-more
 def folder_items(folder, seconds: float | None = None) -> tuple[list, list]:   # items, and (path, reason) of files that are none
-    "The clips of a folder, at most `seconds` of each; other clips' sounds are what is added to them."
+    "The clips of a folder, the first `seconds` of each; other clips' sounds are what is added to them."
     items, left = [], []
-    for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".mp4", ".mov", ".webm", ".mkv", ".avi")):
+    for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in VIDEO_ENDINGS):
         try: clip = read_clip(path, seconds=seconds)
         except MediaError as e: left.append((path, e.reason)); continue
         if clip.audio is None or not np.any(clip.audio): left.append((path, "has no sound, or only silence")); continue
@@ -126,7 +127,9 @@ class Partner(NamedTuple):
     clip: Clip
     drawn: object   # parameters of the way
 
-def fitted(wave: np.ndarray, n: int) -> np.ndarray: return np.pad(wave, (0, max(0, n - len(wave))))[:n]
+def fitted(wave: np.ndarray, n: int) -> np.ndarray:
+    "The first `n` samples; where there are fewer, from the start again: silence at the end would give the sound away."
+    return np.resize(wave, n)
 
 def partners(
     items: list,
@@ -139,7 +142,8 @@ def partners(
     broken = make_negatives(item.clip, 1, rng("verify", seed, item.name), item.pools, item.name)
     found = [Partner(group, x.way, x.of(item.clip), x.drawn) for group in WAYS for x in getattr(broken, group)]
     swap = lambda wave: replace(item.clip, audio=fitted(wave, len(item.clip.audio)))
-    found.append(Partner("swapped", "another clip", swap(at_rate(other.audio, other.sample_rate, item.clip.sample_rate)), None))
+    sound = at_rate(other.audio, other.sample_rate, item.clip.sample_rate)
+    found.append(Partner("swapped", "another clip" + ", repeated" * (len(sound) < len(item.clip.audio) - NOTICE * item.clip.sample_rate), swap(sound), None))
     if item.generated is not None: found.append(Partner("generated", "elsewhen", swap(item.generated), None))
     return found
 
@@ -307,7 +311,7 @@ def javisdit_verify(
             write_rows(folder / "scores.csv", rows)
         skipped = [(r["item"], r["way"]) for r in rows if r["group"] == "skipped"] + [(p.name, why) for p, why in left]
         text = f"JavisScore and AVHScore by {judges.embedder.name}; {sum(r['group'] == 'own' for r in rows)} clips, {len(skipped)} left out\n\n{table_of(rows)}\n"
-        (folder / "table.md").write_text(text + "".join(f"\n- left out: {name}: {why}" for name, why in skipped), encoding="utf-8")
+        with whole(folder / "table.md") as part: part.write_text(text + "".join(f"\n- left out: {name}: {why}" for name, why in skipped), encoding="utf-8")
         if pairs: print(write_pairs(items, folder / "pairs", seed))
         print(text)
 
