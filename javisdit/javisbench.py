@@ -328,7 +328,7 @@ class Judge:
 def recall(place: Path) -> dict:
     "A record from the disk; an empty one if there is none, or a damaged one."
     try: return json.loads(place.read_text())
-    except (FileNotFoundError, ValueError): return dict(values={}, detail={}, seconds={}, notes=[])
+    except (FileNotFoundError, ValueError): return dict(values={}, detail={}, seconds=0.0, notes=[])
 
 def judge_item(judge: Judge, item: Item) -> Scored:
     "Scores and features of a clip, from the disk as far as they are there."
@@ -344,9 +344,9 @@ def judge_item(judge: Judge, item: Item) -> Scored:
         known |= dict(seconds=new["seconds"], notes=new["notes"])
         kept = known | dict(values={k: v for k, v in known["values"].items() if not isinstance(v, str)})
         place.parent.mkdir(parents=True, exist_ok=True)
-        (part := place.with_suffix(f".{os.getpid()}")).write_text(json.dumps(kept)); part.replace(place)
+        with whole(place) as part: part.write_text(json.dumps(kept))
     detail = {k: v for n in ("av_align", "sync_ms", "javisscore") if n in keys for k, v in known["detail"].get(keys[n], {}).items()}
-    return Scored(item, {n: known["values"][k] for n, k in keys.items()}, detail, judge.rows(item), known["seconds"] or 0.0, tuple(known["notes"]))
+    return Scored(item, {n: known["values"][k] for n, k in keys.items()}, detail, judge.rows(item), known["seconds"], tuple(known["notes"]))
 
 # %% ../nbs/09b_javisbench.ipynb #sets
 PUBLISHED = dict(video="i3d_reference", audio="audioclip")   # what the public feature files call theirs
@@ -531,8 +531,8 @@ def report_of(folder, protocol: str, metrics: list, judge: Judge, scored: list, 
         said.append(f"TV-IB, TA-IB, AV-IB, AVHScore and JavisScore were judged by {e}, not by ImageBind: compare them only with others that {e} judged.")
     return dict(version=javisdit.__version__, folder=Path(folder).resolve().name, protocol=protocol, windows=str(judge.windows), clips=len(scored), embedder=judge.judges.names.get("imagebind"), warnings=said,
                 metrics=lines + more, composites=compounds(lines + more) if protocol == "javisbench" else [], unavailable=missing | absent, excluded=left, notes=notes,
-                categories=categories(clips, sets, scored, fake, real, seed), category_remark=f"Number of clips in brackets. Distances of sets grow as clips get fewer: compare them only between categories of about the same size.",
-                lead=lead, shown=cards, paper=paper, **({"compare": comparison([m for m in clips + sets], scored, other, real, other_name, seed)} if other else {}))
+                categories=categories(clips, sets, scored, fake, real, seed), category_remark="Number of clips in brackets. Distances of sets grow as clips get fewer: compare them only between categories of about the same size.",
+                lead=lead, shown=cards, paper=paper, **({"compare": comparison(clips + sets, scored, other, real, other_name, seed)} if other else {}))
 
 # %% ../nbs/09b_javisbench.ipynb #write
 def write_rows(path: Path, scored: list):

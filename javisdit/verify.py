@@ -232,7 +232,7 @@ def judged_rows(items: list, judges: Judges, seed: int = 0, done: frozenset = fr
     for i, item in enumerate(items):
         if item.name in done: continue
         try: others = partners(items, i, seed)
-        except (ValueError, MediaError) as why:
+        except ValueError as why:
             yield [dict(item=item.name, index=i, group="skipped", way=str(why))]
             continue
         yield [dict(item=item.name, index=i, group=group, way=way, **judges.score(clip)) for group, way, clip, *_ in [("own", "", item.clip), *others]]
@@ -263,7 +263,7 @@ def write_pairs(items: list, folder, seed: int = 0) -> Path:
     for i, item in enumerate(items):
         own = f"{i:04d}_own.mp4"
         try: others = partners(items, i, seed)
-        except (ValueError, MediaError) as why:
+        except ValueError as why:
             rows.append(dict(index=i, item=item.name, label="", group="skipped", way=str(why), path="", partner_of="", mixed=0))
             continue
         rows.append(dict(index=i, item=item.name, label=1, group="own", way="", path=own, partner_of="", mixed=1))

@@ -23,7 +23,7 @@ from javisdit.core import MediaError, tiny
 from javisdit.i3d import I3D
 from javisdit.audioclip import AudioClipEar
 from javisdit.javisbench import (MM_METRICS, AudioClipStretches, I3DStretches, Item, Judge, Judges, Limits, admit, all_done, attempt, can_run, feature_file, find_clip, inside, javisdit_score,
-                                 judge_item, load_embedder, load_judges, paired, prepare, read_folder, score_folder, verdict, weights_of)
+                                 judge_item, load_embedder, load_judges, paired, prepare, read_folder, recall, score_folder, verdict, weights_of)
 from javisdit.media import Clip, read_clip, write_clip
 from javisdit.metrics import METRICS
 from javisdit.page import data_uri
@@ -138,6 +138,11 @@ def test_players_are_the_same_file_each_time():
                                         (dict(embedder="x", metrics="javisscore"), "embedder 'x' does not exist"), (dict(prompts="none.csv"), "does not exist"), (dict(reference="none.pt", metrics="fd_mel"), "none.pt")])
 def test_wishes_that_cannot_be(clips, tmp_path, wish, said):
     with pytest.raises(SystemExit, match=re.escape(said)): javisdit_score(str(clips), out=str(tmp_path / "out"), **wish)
+
+
+def test_a_clip_that_nobody_has_judged_lasts_no_seconds(tmp_path):
+    (tmp_path / "damaged.json").write_text("{")
+    assert recall(tmp_path / "none.json") == recall(tmp_path / "damaged.json") == dict(values={}, detail={}, seconds=0.0, notes=[])
 
 
 def test_what_cannot_run_is_said(clips):

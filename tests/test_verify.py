@@ -1,4 +1,4 @@
-"Guards of chapter 09c: a folder of scores holds one run, and what is left out of it is said."
+"Guards of chapters 09ac and 09c: a folder of scores holds one run, and what is left out of it is said."
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +8,7 @@ import javisdit.verify as verify_module
 from javisdit.core import tiny
 from javisdit.data import VIDEO_ENDINGS
 from javisdit.media import write_clip
-from javisdit.ruler import Ruler, load_ruler
+from javisdit.ruler import Ruler, javisdit_fit_ruler, load_ruler, save_ruler
 from javisdit.verify import Item, folder_items, javisdit_verify, partners, read_rows
 from javisdit.world import world_clip
 
@@ -50,3 +50,12 @@ def test_a_short_sound_is_repeated_and_called_so():
     swapped, whole = (next(p for p in partners(items, 0) if p.group == "swapped") for items in ([Item("a", a), Item("b", short)], [Item("a", a), Item("b", b)]))
     assert (swapped.way, whole.way) == ("another clip, repeated", "another clip") and np.array_equal(whole.clip.audio, b.audio)
     assert len(swapped.clip.audio) == len(a.audio) and np.array_equal(swapped.clip.audio[8000:16000], swapped.clip.audio[:8000])
+
+
+def test_a_ruler_is_written_whole_and_faults_take_one_line(tmp_path, monkeypatch):
+    save_ruler(load_ruler(), path := tmp_path / "ruler.safetensors", {})
+    before = path.read_bytes()
+    monkeypatch.setattr(type(path), "write_bytes", lambda self, data: self.open("wb").write(data[:9]) and 1 / 0)
+    with pytest.raises(ZeroDivisionError): save_ruler(load_ruler(), path, {})
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(SystemExit, match="javisdit_fit_ruler: .*File exists"): javisdit_fit_ruler(out=str(path))
