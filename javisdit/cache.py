@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GROUPS', 'PREPROCESSING', 'Reading', 'Entry', 'Encoder', 'save_shard', 'Shard', 'row_mark', 'Part', 'plan',
            'config_about', 'differences', 'claim', 'Kept', 'settled', 'write_part', 'write_cache', 'write_index',
-           'in_processes', 'write_together', 'PairBatch', 'stacked', 'CachedLatents', 'unused', 'MediaSource',
-           'open_source', 'folder_pools', 'bucket_keys', 'javisdit_cache']
+           'in_processes', 'local_device', 'write_together', 'PairBatch', 'stacked', 'CachedLatents', 'unused',
+           'MediaSource', 'open_source', 'folder_pools', 'bucket_keys', 'javisdit_cache']
 
 # %% ../nbs/03c_cache.ipynb #imports
 import hashlib
@@ -279,11 +279,11 @@ def write_cache(
             if not settled(folder / part.name): write_part(folder, part, encoder, kept, workers)
             for s in Shard(folder / part.name).note["skipped"]: report.add(_skipped(s))
             bar.update(len(part.keys))
-    return CachedLatents(folder) if write_index(folder, encoder, keys, parts) else None
+    return CachedLatents(folder) if write_index(folder, encoder, keys, parts, alone=world == 1) else None
 
 def _skipped(s): return Skipped(s["index"], s["id"], s["reason"], s.get("again", False))
 
-def write_index(folder: Path, encoder: Encoder, keys: list, parts: list[Part]) -> bool:
+def write_index(folder: Path, encoder: Encoder, keys: list, parts: list[Part], alone: bool = False) -> bool:
     "Write the index of a cache if all its shards are there; whether they are."
     if not all((folder / p.name).exists() for p in parts): return False
     notes = [Shard(folder / p.name).note for p in parts]
@@ -292,7 +292,7 @@ def write_index(folder: Path, encoder: Encoder, keys: list, parts: list[Part]) -
     skipped = [s | dict(index=row[s["mark"]]) for n in notes for s in n["skipped"]]
     if not any(s["ids"] for s in shards): raise MediaError("the data", f"not one of {len(keys)} clips can be used. {SkipReport(len(keys), [*map(_skipped, skipped)])}", "repair the files or the manifest")
     with whole(folder / "index.json") as part: part.write_text(json.dumps(dict(tokens=encoder.text.tokens, total=len(keys), shards=shards, skipped=skipped)))
-    for left in folder.glob(".shard-*.part"): left.unlink()        # by processes that were killed
+    for left in folder.glob(".shard-*.part") if alone or not any(s.get("again") for s in skipped) else (): left.unlink(missing_ok=True)   # by processes that were killed, not by a neighbour who tries a shard again
     return True
 
 # %% ../nbs/03c_cache.ipynb #together
@@ -300,6 +300,12 @@ def in_processes(n: int, work) -> list:
     "`work(rank, n)` in `n` processes of this machine, each on one thread."
     if n == 1: return [work(0, 1)]
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool: return list(pool.map(work, range(n), [n] * n))
+
+def local_device(device: str, place: int) -> str:   # which of the processes of this machine
+    "`cuda` as the GPU of one of several processes, which share the GPUs of a machine evenly; other devices as they are."
+    if device != "cuda": return device
+    if not (gpus := torch.cuda.device_count()): raise ValueError("device 'cuda': no GPU can be used here: choose cpu")
+    return f"cuda:{place % gpus}"
 
 def _part_of(rank, world, make, folder, progress, options):
     write_cache(make(), folder, rank=rank, world=world, progress=progress and rank == 0, **options)
@@ -517,7 +523,7 @@ def _work(rank, world, manifest, out, preset, start, seed, negatives, pools, pic
     pools = Pools() if pools is None else world_pools(clip=config.clip) if pools == "world" else folder_pools(pools)
     manifest = Path(manifest)
     rows = read_manifest(manifest / "manifest.csv" if manifest.is_dir() else manifest)
-    encoder = Encoder(ClipDataset(rows, config.clip, start, seed, pictures=pictures), config, None, negatives, pools, device)
+    encoder = Encoder(ClipDataset(rows, config.clip, start, seed, pictures=pictures), config, None, negatives, pools, local_device(device, rank))
     keys, unused = (None, {}) if buckets is None else bucket_keys(rows, read_buckets(buckets), config.clip.fps, seed)
     if unused and rank == 0: print(f"not in any bucket: {', '.join(f'{len(n)} rows {why}' for why, n in unused.items())}")
     return write_cache(encoder, out, keys, rank=rank, world=world, progress=rank == 0, **options) is not None
@@ -546,11 +552,11 @@ def javisdit_cache(
 ):
     "Encode the clips of a manifest once; a run that was stopped goes on."
     told = lambda value, name, default: int(os.environ.get(name, default)) if value is None else value
-    rank, world, local = told(rank, "RANK", 0), told(world, "WORLD_SIZE", 1), told(None, "LOCAL_RANK", 0)
+    rank, world = told(rank, "RANK", 0), told(world, "WORLD_SIZE", 1)
     if processes > 1 and world > 1: raise SystemExit("javisdit_cache: --processes is for one machine alone: use it or --rank and --world")
     work = partial(_work, manifest=manifest, out=out, preset=preset, start=start, seed=seed, negatives=negatives, pools=pools, pictures=not sound_alone, buckets=buckets,
-                   device=f"cuda:{local}" if device == "cuda" else device, shard=shard, tar=tar, workers=workers, limit=limit)
-    with as_command("javisdit_cache"): done = any(in_processes(processes, work) if world == 1 else [work(rank, world)])
+                   device=device, shard=shard, tar=tar, workers=workers, limit=limit)
+    with as_command("javisdit_cache"): done = any(in_processes(processes, work) if world == 1 else [work(rank, world, device=local_device(device, told(None, "LOCAL_RANK", rank)))])
     if not done: return print(f"{out}: process {rank} of {world} is done, others are not: the last one writes the index")
     print(f"{CachedLatents(out)}\n{CachedLatents(out).report}")
     if old := unused(out): print(f"{len(old)} shards are of no use any more{': deleted' if prune else ': --prune deletes them'}")

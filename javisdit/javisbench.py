@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 import javisdit
 from .audioclip import AUDIOCLIP, AudioClipFeatures, load_audioclip
+from .cache import local_device
 from .core import MediaError, as_command, file_hash, rng, whole
 from .corpora import SOUND_ENDINGS, captions_of, media
 from .data import VIDEO_ENDINGS, caption_beside, read_manifest
@@ -327,7 +328,7 @@ class Judge:
 def recall(place: Path) -> dict:
     "A record from the disk; an empty one if there is none, or a damaged one."
     try: return json.loads(place.read_text())
-    except (FileNotFoundError, ValueError): return dict(values={}, detail={}, seconds={}, notes=[])
+    except (FileNotFoundError, ValueError): return dict(values={}, detail={}, seconds=0.0, notes=[])
 
 def judge_item(judge: Judge, item: Item) -> Scored:
     "Scores and features of a clip, from the disk as far as they are there."
@@ -343,9 +344,9 @@ def judge_item(judge: Judge, item: Item) -> Scored:
         known |= dict(seconds=new["seconds"], notes=new["notes"])
         kept = known | dict(values={k: v for k, v in known["values"].items() if not isinstance(v, str)})
         place.parent.mkdir(parents=True, exist_ok=True)
-        (part := place.with_suffix(f".{os.getpid()}")).write_text(json.dumps(kept)); part.replace(place)
+        with whole(place) as part: part.write_text(json.dumps(kept))
     detail = {k: v for n in ("av_align", "sync_ms", "javisscore") if n in keys for k, v in known["detail"].get(keys[n], {}).items()}
-    return Scored(item, {n: known["values"][k] for n, k in keys.items()}, detail, judge.rows(item), known["seconds"] or 0.0, tuple(known["notes"]))
+    return Scored(item, {n: known["values"][k] for n, k in keys.items()}, detail, judge.rows(item), known["seconds"], tuple(known["notes"]))
 
 # %% ../nbs/09b_javisbench.ipynb #sets
 PUBLISHED = dict(video="i3d_reference", audio="audioclip")   # what the public feature files call theirs
@@ -509,7 +510,6 @@ def comparison(metrics: list, here: list, there: list, real: dict, name: str, se
         x, y, low, high, n = paired(m, *numbers, real.get(m.features), seed)
         out.append(dict(name=m.name, here=finite(x), there=finite(y), difference=None if x is None else finite(x - y), low=finite(low), high=finite(high), n=n, verdict=verdict(m, low, high, "this folder", name)))
     ids = [{s.item.id for s in side} for side in (here, there)]
-    if not ids[0] & ids[1]: raise ValueError(f"this folder and {name} have no clip in common: compare folders of the same prompts")
     return dict({"with": name}, metrics=out, only_here=sorted(ids[0] - ids[1]), only_there=sorted(ids[1] - ids[0]))
 
 # %% ../nbs/09b_javisbench.ipynb #report
@@ -531,8 +531,8 @@ def report_of(folder, protocol: str, metrics: list, judge: Judge, scored: list, 
         said.append(f"TV-IB, TA-IB, AV-IB, AVHScore and JavisScore were judged by {e}, not by ImageBind: compare them only with others that {e} judged.")
     return dict(version=javisdit.__version__, folder=Path(folder).resolve().name, protocol=protocol, windows=str(judge.windows), clips=len(scored), embedder=judge.judges.names.get("imagebind"), warnings=said,
                 metrics=lines + more, composites=compounds(lines + more) if protocol == "javisbench" else [], unavailable=missing | absent, excluded=left, notes=notes,
-                categories=categories(clips, sets, scored, fake, real, seed), category_remark=f"Number of clips in brackets. Distances of sets grow as clips get fewer: compare them only between categories of about the same size.",
-                lead=lead, shown=cards, paper=paper, **({"compare": comparison([m for m in clips + sets], scored, other, real, other_name, seed)} if other else {}))
+                categories=categories(clips, sets, scored, fake, real, seed), category_remark="Number of clips in brackets. Distances of sets grow as clips get fewer: compare them only between categories of about the same size.",
+                lead=lead, shown=cards, paper=paper, **({"compare": comparison(clips + sets, scored, other, real, other_name, seed)} if other else {}))
 
 # %% ../nbs/09b_javisbench.ipynb #write
 def write_rows(path: Path, scored: list):
@@ -555,10 +555,11 @@ def write_report(out: Path, report: dict, scored: list):
     with whole(out / "report.json") as part: part.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     write_rows(out / "clips.csv", scored)
     with whole(out / "report.html") as part: part.write_text(page(report, drawn), encoding="utf-8")
-    if rows := {n: np.ascontiguousarray(stacked(r), np.float32) for n, r in vectors(scored).items() if r}: save_file(rows, out / "features.safetensors")
+    if rows := {n: np.ascontiguousarray(stacked(r), np.float32) for n, r in vectors(scored).items() if r}:
+        with whole(out / "features.safetensors") as part: save_file(rows, part)
 
 # %% ../nbs/09b_javisbench.ipynb #run
-def prepare(folder, prompts, reference, metrics, out, compare, weights, embedder, protocol, device, max_seconds) -> tuple:   # (judge, metrics, missing, {name: items})
+def prepare(folder, prompts, reference, metrics, out, compare, weights, embedder, protocol, device, max_seconds, judges: Judges | None = None) -> tuple:   # (judge, metrics, missing, {name: items})
     "Whom to ask what about which clips; `ValueError` for wishes that cannot be fulfilled."
     if protocol not in PROTOCOLS: raise ValueError(f"protocol {protocol!r} does not exist: choose {' or '.join(PROTOCOLS)}")
     known = PROTOCOLS[protocol]
@@ -566,12 +567,13 @@ def prepare(folder, prompts, reference, metrics, out, compare, weights, embedder
     if wrong := [n for n in names if n not in known]: raise ValueError(f"metric {wrong[0]!r} does not exist in protocol {protocol}: choose {', '.join(known)}")
     sides = dict(here=read_folder(folder, prompts))
     if compare: sides["there"] = read_folder(compare, prompts)
+    if compare and not {i.id for i in sides["here"]} & {i.id for i in sides["there"]}: raise ValueError(f"{folder} and {compare} have no clip in common: compare folders of the same prompts")
     if reference and Path(reference).is_dir(): sides["real"] = read_folder(reference)
     wanted = [known[n] for n in dict.fromkeys(names)]
-    judges = load_judges({n for m in wanted for n in (*m.needs, m.features)} - ({"references"} if reference else set()), weights, embedder, device)
+    judges = judges or load_judges({n for m in wanted for n in (*m.needs, m.features)} - ({"references"} if reference else set()), weights, embedder, device)
     chosen, missing = can_run(wanted, judges, sides["here"], bool(reference))
     if not chosen: raise ValueError("no metric can be computed: " + "; ".join(f"{n}: {why}" for n, why in missing.items()))
-    judges.extractors = {n: e for n, e in judges.extractors.items() if n in {m.features for m in chosen}}
+    judges = replace(judges, extractors={n: e for n, e in judges.extractors.items() if n in {m.features for m in chosen}})
     return Judge([m for m in chosen if not m.of_sets], judges, Path(out) / "cache", limits=Limits(seconds=max_seconds)), chosen, missing, sides
 
 def judge_side(judge: Judge, side: str, items: list, progress: bool = True) -> list:
@@ -582,7 +584,7 @@ def judge_side(judge: Judge, side: str, items: list, progress: bool = True) -> l
 def work(rank: int, world: int, **wishes):
     "One process's share: it fills the memory."
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world) if world > 1 else torch.get_num_threads())
-    judge, _, _, sides = prepare(**wishes)
+    judge, _, _, sides = prepare(**wishes | dict(device=local_device(wishes["device"], rank)))
     for side, items in sides.items(): judge_side(judge, side, items[rank::world], progress=rank == 0)
 
 # %% ../nbs/09b_javisbench.ipynb #score-folder
@@ -593,12 +595,7 @@ def score_folder(
     judges: Judges | None = None,   # networks of your own instead of those that are found
 ) -> dict:
     "Score a folder and write its report; see `javisdit_score`. Returns what the JSON holds."
-    judge, chosen, missing, sides = prepare(folder, prompts, reference, metrics, out, compare, weights, embedder, protocol, device, max_seconds)
-    if judges:
-        known = PROTOCOLS[protocol]
-        wanted = [known[n] for n in (known if metrics == "all" else metrics.split(","))]
-        chosen, missing = can_run(wanted, judges, sides["here"], bool(reference))
-        judge = Judge([m for m in chosen if not m.of_sets], judges, judge.folder, judge.windows, judge.limits)
+    judge, chosen, missing, sides = prepare(folder, prompts, reference, metrics, out, compare, weights, embedder, protocol, device, max_seconds, judges)
     scored = {side: judge_side(judge, side, items) for side, items in sides.items()}
     real = vectors(scored["real"]) if "real" in scored else feature_file(reference, sides["here"]) if reference else {}
     report = report_of(folder, protocol, chosen, judge, scored["here"], real, missing, scored.get("there", ()), Path(compare).resolve().name if compare else "", seed)
@@ -608,11 +605,15 @@ def score_folder(
     return report
 
 def all_done(out: Path, rank: int, world: int, wishes: dict) -> bool:
-    "Note that this share is done; whether all are."
-    folder = Path(out) / "cache" / "shares" / digest(sorted((k, str(v)) for k, v in wishes.items()), world)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / str(rank)).touch()
-    return len(list(folder.iterdir())) == world
+    "Note that this share is done; whether all are: true once, for one process, which takes the notes away for the next run."
+    notes = Path(out) / "cache" / "shares" / digest(sorted((k, str(v)) for k, v in wishes.items()), world)
+    notes.mkdir(parents=True, exist_ok=True)
+    (notes / str(rank)).touch()
+    if len(list(notes.iterdir())) < world: return False
+    try: (notes / "0").unlink()              # several may see that all are done, one of them can do this
+    except FileNotFoundError: return False
+    for note in notes.iterdir(): note.unlink()
+    return True
 
 # %% ../nbs/09b_javisbench.ipynb #command
 @call_parse
@@ -633,15 +634,16 @@ def javisdit_score(
 ):
     "Score a folder of clips with JavisScore and the whole JavisBench suite; a run that was stopped goes on."
     out = out or f"{Path(folder).resolve()}-scores"
-    rank, world, local = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    device = (f"cuda:{local}" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     wishes = dict(folder=folder, prompts=prompts, reference=reference, metrics=metrics, out=out, compare=compare, weights=weights, embedder=embedder, protocol=protocol, device=device, max_seconds=max_seconds)
     with as_command("javisdit_score"):
-        if world > 1: work(rank, world, **wishes)
+        own = wishes | dict(device=local_device(device, int(os.environ.get("LOCAL_RANK", rank))))
+        if world > 1: work(rank, world, **own)
         elif processes > 1:
             with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool: list(pool.map(partial(work, world=processes, **wishes), range(processes)))
         if world > 1 and not all_done(out, rank, world, wishes | dict(device="")): return print(f"process {rank} of {world} is done, others are not: the last one writes the report")
-        report = score_folder(seed=seed, **wishes)
+        report = score_folder(seed=seed, **own)
     for m in report["metrics"]: print(f"{m['name']:22s} {'–' if m['mean'] is None else format(m['mean'], '.4g'):>9s}  {m['n']} clips" + f", {m['excluded']} left out" * bool(m["excluded"]) + f"  ({m['checkpoint'] or 'no network'})")
     for name, why in report["unavailable"].items(): print(f"{name:22s} not computed: {why}")
     for said in report["warnings"]: print(said)

@@ -12,7 +12,6 @@ __all__ = ['BOTH', 'VIEW', 'CLIP_METRICS', 'SET_METRICS', 'METRICS', 'ASPECTS', 
 
 # %% ../nbs/09a_metrics.ipynb #imports
 import hashlib
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core import MediaError, file_hash, rng
+from .core import file_hash, rng, whole
 from .detect import match_events, sound_input
 from .encoders import no_progress_bar
 from .imagebind import ClipTokenizer
@@ -336,7 +335,7 @@ def summarise(
 def _try(f, *args):
     "What `f` gives, or the fault of the clip that kept it from giving anything."
     try: return f(*args)
-    except (MediaError, ValueError) as e: return e
+    except ValueError as e: return e
 
 def score_all(
     names: list,              # of metrics of clips, or `Metric`s
@@ -403,8 +402,7 @@ def cached_row(path, extractor: Extractor, folder: Path) -> tuple:   # (row, whe
     row = np.asarray(extractor(clip), np.float32)
     if not np.isfinite(row).all(): raise ValueError(f"{path}: {extractor.name} gives values that are no numbers")
     place.parent.mkdir(parents=True, exist_ok=True)
-    with open(part := place.with_suffix(f".{os.getpid()}"), "wb") as f: np.save(f, row)
-    part.replace(place)
+    with whole(place) as part, open(part, "wb") as f: np.save(f, row)
     return row, True
 
 def features(paths: list, extractor: Extractor, folder) -> Features:

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .core import as_command, whole
 from .detect import Dice, fit_detector, picture_input, sound_input
 from .encoders import MiniLM
 from .imagebind_av import at_rate
@@ -202,7 +203,7 @@ def moment_score(clip: Clip, ruler: Ruler) -> MomentScore:
 def save_ruler(ruler: Ruler, path, about: dict):
     "Write a ruler as half-precision safetensors."
     state = {k: v.half() if v.is_floating_point() else v for k, v in ruler.state_dict().items() if not k.startswith("reader.")}
-    Path(path).write_bytes(save({k: v.contiguous() for k, v in state.items()}, dict(about=json.dumps(about))))
+    with whole(path) as part: part.write_bytes(save({k: v.contiguous() for k, v in state.items()}, dict(about=json.dumps(about))))
 
 def load_ruler(path=None) -> Ruler:
     "The shipped offline ruler, or one that `save_ruler` wrote to `path`."
@@ -301,17 +302,18 @@ def javisdit_fit_ruler(
     dest: str = "",             # also write the ruler into this folder, e.g. javisdit/weights/ruler
 ):
     "Fit the offline ruler to the world's training clips (under ten minutes on one core); goes on where it stopped."
-    folder, lines = Path(out), []
-    folder.mkdir(parents=True, exist_ok=True)
-    def note(line): lines.append(line); print(line, flush=True)
-    lessons = make_lessons(n, seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        likeness, moments = Likeness(), Moments()
-    fit_detector(moments, moments_step(moments, lessons), len(lessons.when), when, folder / "moments.pt", seed, batch=16, note=lambda s: note(f"moments, {s}"))
-    fit_detector(likeness, likeness_step(likeness, lessons), n, what, folder / "likeness.pt", seed, batch=32, note=lambda s: note(f"likeness, {s}"))
-    about = dict(n=n, what=what, when=when, seed=seed, clips_of_moments=len(lessons.when), kinds_of_moments=WHEN_KINDS)
-    for place in [folder, *([Path(dest)] if dest else [])]:
-        place.mkdir(parents=True, exist_ok=True)
-        save_ruler(Ruler(likeness, moments), place / "ruler.safetensors", about)
-        (place / "log.json").write_text(json.dumps(dict(about, log=lines), indent=1) + "\n")
+    with as_command("javisdit_fit_ruler"):
+        folder, lines = Path(out), []
+        folder.mkdir(parents=True, exist_ok=True)
+        def note(line): lines.append(line); print(line, flush=True)
+        lessons = make_lessons(n, seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            likeness, moments = Likeness(), Moments()
+        fit_detector(moments, moments_step(moments, lessons), len(lessons.when), when, folder / "moments.pt", seed, batch=16, note=lambda s: note(f"moments, {s}"))
+        fit_detector(likeness, likeness_step(likeness, lessons), n, what, folder / "likeness.pt", seed, batch=32, note=lambda s: note(f"likeness, {s}"))
+        about = dict(n=n, what=what, when=when, seed=seed, clips_of_moments=len(lessons.when), kinds_of_moments=WHEN_KINDS)
+        for place in [folder, *([Path(dest)] if dest else [])]:
+            place.mkdir(parents=True, exist_ok=True)
+            save_ruler(Ruler(likeness, moments), place / "ruler.safetensors", about)
+            with whole(place / "log.json") as part: part.write_text(json.dumps(dict(about, log=lines), indent=1) + "\n")

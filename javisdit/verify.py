@@ -20,14 +20,16 @@ import numpy as np
 from fastcore.script import call_parse
 
 from .augment import WAYS, make_negatives
-from .core import ClipConfig, MediaError, as_command, rng, whole
+from .core import ClipConfig, MediaError, as_command, file_hash, rng, whole
+from .data import VIDEO_ENDINGS
 from .detect import derangement
 from .imagebind_av import RATE, JointEmbedder, at_rate, load_imagebind
 from .javisscore import Windows, avh_score, cut, javis_score
-from .media import Clip, read_clip, write_clip
-from .metrics import av_align, flow_trajectory, local_maxima, sound_onsets
+from .media import NOTICE, Clip, read_clip, write_clip
+from .metrics import av_align, flow_trajectory, local_maxima, sound_onsets, weights_hash
 from .pools import Pools, Sound, acting, world_stems
 from .ruler import Ruler, load_ruler
+from .runs import claim_run
 from .world import ACTION, NINE, Cast, Event, Scene, Subject, draw_events, draw_scene, draw_times, make_clip, play
 
 # %% ../nbs/09c_verify.ipynb #solo
@@ -100,9 +102,9 @@ def world_items(
 
 # %% ../nbs/09c_verify.ipynb #items-more
 def folder_items(folder, seconds: float | None = None) -> tuple[list, list]:   # items, and (path, reason) of files that are none
-    "The clips of a folder, at most `seconds` of each; other clips' sounds are what is added to them."
+    "The clips of a folder, the first `seconds` of each; other clips' sounds are what is added to them."
     items, left = [], []
-    for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".mp4", ".mov", ".webm", ".mkv", ".avi")):
+    for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in VIDEO_ENDINGS):
         try: clip = read_clip(path, seconds=seconds)
         except MediaError as e: left.append((path, e.reason)); continue
         if clip.audio is None or not np.any(clip.audio): left.append((path, "has no sound, or only silence")); continue
@@ -125,7 +127,9 @@ class Partner(NamedTuple):
     clip: Clip
     drawn: object   # parameters of the way
 
-def fitted(wave: np.ndarray, n: int) -> np.ndarray: return np.pad(wave, (0, max(0, n - len(wave))))[:n]
+def fitted(wave: np.ndarray, n: int) -> np.ndarray:
+    "The first `n` samples; where there are fewer, from the start again: silence at the end would give the sound away."
+    return np.resize(wave, n)
 
 def partners(
     items: list,
@@ -138,7 +142,8 @@ def partners(
     broken = make_negatives(item.clip, 1, rng("verify", seed, item.name), item.pools, item.name)
     found = [Partner(group, x.way, x.of(item.clip), x.drawn) for group in WAYS for x in getattr(broken, group)]
     swap = lambda wave: replace(item.clip, audio=fitted(wave, len(item.clip.audio)))
-    found.append(Partner("swapped", "another clip", swap(at_rate(other.audio, other.sample_rate, item.clip.sample_rate)), None))
+    sound = at_rate(other.audio, other.sample_rate, item.clip.sample_rate)
+    found.append(Partner("swapped", "another clip" + ", repeated" * (len(sound) < len(item.clip.audio) - NOTICE * item.clip.sample_rate), swap(sound), None))
     if item.generated is not None: found.append(Partner("generated", "elsewhen", swap(item.generated), None))
     return found
 
@@ -227,7 +232,7 @@ def judged_rows(items: list, judges: Judges, seed: int = 0, done: frozenset = fr
     for i, item in enumerate(items):
         if item.name in done: continue
         try: others = partners(items, i, seed)
-        except (ValueError, MediaError) as why:
+        except ValueError as why:
             yield [dict(item=item.name, index=i, group="skipped", way=str(why))]
             continue
         yield [dict(item=item.name, index=i, group=group, way=way, **judges.score(clip)) for group, way, clip, *_ in [("own", "", item.clip), *others]]
@@ -258,7 +263,7 @@ def write_pairs(items: list, folder, seed: int = 0) -> Path:
     for i, item in enumerate(items):
         own = f"{i:04d}_own.mp4"
         try: others = partners(items, i, seed)
-        except (ValueError, MediaError) as why:
+        except ValueError as why:
             rows.append(dict(index=i, item=item.name, label="", group="skipped", way=str(why), path="", partner_of="", mixed=0))
             continue
         rows.append(dict(index=i, item=item.name, label=1, group="own", way="", path=own, partner_of="", mixed=1))
@@ -293,20 +298,20 @@ def javisdit_verify(
 ):
     "Verify JavisScore, AVHScore, AV-Align and the moments on clips in step and on what becomes of them (paper D.4); goes on where it stopped."
     with as_command("javisdit_verify"):
-        folder, left = Path(out), []
-        folder.mkdir(parents=True, exist_ok=True)
-        if clips: items, left = folder_items(clips, seconds)
-        else: items = world_items(n, ClipConfig(height=32, width=32, frames=round(24 * seconds), mel_multiple=8), seed=seed)
+        folder, geometry = Path(out), ClipConfig(height=32, width=32, frames=round(24 * seconds), mel_multiple=8)
+        items, left = folder_items(clips, seconds) if clips else (world_items(n, geometry, seed=seed), [])
         if len(items) < 2: raise ValueError(f"{len(items)} usable clips in {clips}: at least 2 are needed; left out: {left}")
         ruler = load_ruler()
         judges = Judges(load_imagebind(imagebind, ("vision", "audio")) if imagebind else ruler, ruler)
+        claim_run(folder, geometry, n=len(items), seconds=seconds, seed=seed, clips=[[x.name, file_hash(Path(clips) / x.name) if clips else "world"] for x in items],
+                  judges={e.name: weights_hash(e) for e in (judges.embedder, ruler)})
         rows = read_rows(folder / "scores.csv") if (folder / "scores.csv").exists() else []
         for more in judged_rows(items, judges, seed, frozenset(r["item"] for r in rows)):
             rows += more
             write_rows(folder / "scores.csv", rows)
         skipped = [(r["item"], r["way"]) for r in rows if r["group"] == "skipped"] + [(p.name, why) for p, why in left]
         text = f"JavisScore and AVHScore by {judges.embedder.name}; {sum(r['group'] == 'own' for r in rows)} clips, {len(skipped)} left out\n\n{table_of(rows)}\n"
-        (folder / "table.md").write_text(text + "".join(f"\n- left out: {name}: {why}" for name, why in skipped), encoding="utf-8")
+        with whole(folder / "table.md") as part: part.write_text(text + "".join(f"\n- left out: {name}: {why}" for name, why in skipped), encoding="utf-8")
         if pairs: print(write_pairs(items, folder / "pairs", seed))
         print(text)
 

@@ -21,7 +21,7 @@ import javisdit.cache as cache_module
 import javisdit.data as data_module
 from javisdit.augment import WAYS
 from javisdit.buckets import BucketSampler, Buckets, ByBucket, ByShape, read_buckets
-from javisdit.cache import CachedLatents, Encoder, MediaSource, bucket_keys, javisdit_cache, open_source, unused, write_cache, write_together
+from javisdit.cache import CachedLatents, Encoder, MediaSource, bucket_keys, javisdit_cache, local_device, open_source, unused, write_cache, write_together
 from javisdit.core import MediaError, rng, tiny
 from javisdit.data import ClipDataset, Latents, fingerprint, read_manifest
 from javisdit.dit import JavisDiT
@@ -185,6 +185,20 @@ def test_the_command_starts_processes(folder, tmp_path):
     assert done.returncode == 0 and "CachedLatents(6 clips in 3 shards" in out, out
 
 
+def test_each_process_has_its_gpu(folder, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cache_module, "Encoder", lambda *args: seen.append(args[-1])); monkeypatch.setattr(cache_module, "write_cache", lambda *args, **kw: None)
+    monkeypatch.setattr(cache_module, "in_processes", lambda n, work: [work(rank, n) for rank in range(n)])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    javisdit_cache(folder, tmp_path, processes=3, device="cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    javisdit_cache(folder, tmp_path, rank=2, world=4, device="cuda")            # as torchrun says it
+    javisdit_cache(folder, tmp_path, rank=2, world=4)
+    assert seen == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cpu"] and local_device("cuda:5", 0) == "cuda:5"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(SystemExit, match="no GPU can be used here"): javisdit_cache(folder, tmp_path, device="cuda")
+
+
 # ---- what it refuses, and what it takes in
 
 class OtherWords(Words): tokens = 4
@@ -280,6 +294,23 @@ def test_a_file_that_could_not_be_reached_is_tried_again_later(folder, tmp_path,
     gone.clear(); reads.clear()
     assert write().ids == ["4", "5"] and reads == ["4"]                         # nothing else was read again
     assert [s.id for s in write().report.skipped] == ["6"] and source.batch([0]).index.tolist() == [0]
+
+
+def test_an_idle_process_leaves_its_neighbours_shard_alone(folder, tmp_path, monkeypatch):
+    "What killed processes left is taken away by one that is alone, or when no shard is tried again."
+    rows, gone, real = read_manifest(folder / "manifest.csv")[:3], {"0"}, ClipDataset.read
+    def shaky(self, row, *shape):
+        if row.id in gone: raise MediaError(row.path, "cannot be used", "x") from OSError(errno.ESTALE, "the server is away")
+        return real(self, row, *shape)
+    monkeypatch.setattr(ClipDataset, "read", shaky)
+    write = lambda rank, world=2: write_cache(Encoder(ClipDataset(rows, CONFIG.clip, retry=()), CONFIG, PARTS), tmp_path, rank=rank, world=world, shard=1, limit=1.0, progress=False)
+    part = tmp_path / ".shard-0.safetensors.part"
+    write(0); part.touch()
+    assert write(1).ids == ["1", "2"] and part.exists()                         # process 0 may try its first clip again
+    write(0, world=1)
+    assert not part.exists()
+    part.touch(); gone.clear()
+    assert write(0).ids == ["0", "1", "2"] and not part.exists()
 
 
 def test_too_many_bad_files_stop_the_run(folder, tmp_path):

@@ -18,11 +18,12 @@ import pytest
 import torch
 from notebooks import ROOT
 
+import javisdit.javisbench as javisbench
 from javisdit.core import MediaError, tiny
 from javisdit.i3d import I3D
 from javisdit.audioclip import AudioClipEar
-from javisdit.javisbench import (MM_METRICS, AudioClipStretches, I3DStretches, Item, Judge, Judges, Limits, admit, all_done, attempt, can_run, comparison, feature_file, find_clip, inside, javisdit_score,
-                                 judge_item, load_embedder, load_judges, paired, read_folder, score_folder, verdict, weights_of)
+from javisdit.javisbench import (MM_METRICS, AudioClipStretches, I3DStretches, Item, Judge, Judges, Limits, admit, all_done, attempt, can_run, feature_file, find_clip, inside, javisdit_score,
+                                 judge_item, load_embedder, load_judges, paired, prepare, read_folder, recall, score_folder, verdict, weights_of)
 from javisdit.media import Clip, read_clip, write_clip
 from javisdit.metrics import METRICS
 from javisdit.page import data_uri
@@ -100,6 +101,30 @@ def test_command_kill_and_resume(clips, scored, tmp_path):
         assert len({(folder / name).read_bytes() for folder in (tmp_path / "killed", tmp_path / "ranks", scored[1])}) == 1, name
 
 
+def test_every_run_counts_its_shares_anew(tmp_path):
+    for _ in range(3): assert [all_done(tmp_path, rank, 3, dict(folder="x")) for rank in (1, 0, 2)] == [False, False, True]
+    assert not all_done(tmp_path, 0, 2, dict(folder="x"))                       # of two processes
+
+
+def test_each_process_has_its_gpu(clips, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(javisbench, "prepare", lambda **wishes: seen.append(wishes["device"]) or (None, [], {}, {}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4); monkeypatch.setattr(torch.cuda, "is_available", lambda: True); monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    for rank in (1, 6): javisbench.work(rank, 8, device="cuda")                 # of --processes 8
+    for name, value in dict(RANK="7", WORLD_SIZE="16", LOCAL_RANK="3").items(): monkeypatch.setenv(name, value)
+    for device in ("cuda", "auto", "cpu"): javisdit_score(str(clips), out=str(tmp_path / "out"), device=device)
+    assert seen == ["cuda:1", "cuda:2", "cuda:3", "cuda:3", "cpu"]
+
+
+def test_features_are_written_whole(clips, scored, monkeypatch):
+    path = scored[1] / "features.safetensors"
+    before = path.read_bytes()
+    def full(rows, to): to.write_bytes(b"half"); raise OSError("no space left")
+    monkeypatch.setattr(javisbench, "save_file", full)
+    with pytest.raises(OSError, match="no space"): score_folder(clips, scored[1], metrics=FAST, reference=clips)
+    assert path.read_bytes() == before and not list(scored[1].glob("*.part"))
+
+
 def test_players_are_the_same_file_each_time():
     "Whatever lies in memory beside the pictures: x264's macroblock tree does not keep this for rows that are no multiple of eight macroblocks."
     made, junk, r = [world_clip(i, split="valid", clip=replace(tiny().clip, height=96, width=96)).clip for i in (3, 5)], [], np.random.default_rng(0)
@@ -115,6 +140,11 @@ def test_wishes_that_cannot_be(clips, tmp_path, wish, said):
     with pytest.raises(SystemExit, match=re.escape(said)): javisdit_score(str(clips), out=str(tmp_path / "out"), **wish)
 
 
+def test_a_clip_that_nobody_has_judged_lasts_no_seconds(tmp_path):
+    (tmp_path / "damaged.json").write_text("{")
+    assert recall(tmp_path / "none.json") == recall(tmp_path / "damaged.json") == dict(values={}, detail={}, seconds=0.0, notes=[])
+
+
 def test_what_cannot_run_is_said(clips):
     judges = load_judges({n for m in METRICS.values() for n in (*m.needs, m.features)}, embedder="imagebind")
     chosen, why = can_run(list(METRICS.values()), judges, read_folder(clips), reference=False)
@@ -122,6 +152,18 @@ def test_what_cannot_run_is_said(clips):
     assert "imagebind_huge.pth" in why["javisscore"] and "i3d_pretrained_400.pt" in why["fvd"] and "--reference" in why["fd_mel"] and "not known here" in why["cavp"]
     with pytest.raises(ValueError, match="weights are not here"): load_embedder("imagebind")
     with pytest.raises(ValueError, match="AudioCLIP-Full-Training.pt into the folder of --weights"): weights_of("audioclip")
+
+
+class Net: name = "mine"
+
+
+def test_own_judges_need_no_others(clips, tmp_path):
+    "Blanks between names do not matter, networks that are brought are not looked for, and the caller's object stays as it was."
+    mine = load_judges({"mel", "opencv"})
+    mine.models["clip"], before = Net(), dict(mine.extractors)
+    judge, chosen, missing, _ = prepare(clips, None, None, "clip, av_align", tmp_path, None, None, "auto", "javisbench", "cpu", 120, mine)
+    assert [m.name for m in chosen] == ["clip", "av_align"] and not missing and judge.judges.models is mine.models and not judge.judges.extractors and mine.extractors == before
+    with pytest.raises(ValueError, match="metric 'fid' does not exist"): score_folder(clips, tmp_path / "out", metrics="av_align, fid", judges=mine)
 
 
 # --- two folders ---
@@ -136,7 +178,10 @@ def test_comparison(clips, tmp_path):
     by = {m["name"]: m for m in c["metrics"]}
     assert by["sync_ms"]["n"] == 6 and by["sync_ms"]["verdict"] == "clips" and by["sync_ms"]["low"] > 50 and c["with"] == "clips"
     assert by["fd_mel"]["n"] == 6 and by["fd_mel"]["low"] <= by["fd_mel"]["difference"] <= by["fd_mel"]["high"]
-    with pytest.raises(ValueError, match="no clip in common"): comparison([], [], [], {}, "x")
+    other = tmp_path / "other"; other.mkdir()
+    shutil.copy(clips / "000000.mp4", other / "another.mp4")
+    with pytest.raises(ValueError, match="no clip in common"): score_folder(other, tmp_path / "none", metrics=FAST, reference=clips, compare=clips)
+    assert not (tmp_path / "none").exists()                                     # before anything was scored
 
 
 def test_paired_intervals_hold_the_difference():
