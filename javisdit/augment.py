@@ -199,7 +199,7 @@ def window_starts(
     n: int,                         # samples of the clip
     length: int,                    # samples of the window, at most `n`
 ) -> list[tuple[int, int]]:         # ranges, both ends included
-    "Where a window may start: inside a stretch, or around it where none is long enough; anywhere if nothing sounds."
+    "Where a window may start: inside a stretch, or around it where none is long enough; anywhere but at the last start if nothing sounds (as the reference)."
     if not where: return [(0, max(0, n - length - 1))]
     inside = [(a, b - length) for a, b in where if b - a >= length]
     return inside or [(max(0, b - length), min(n - length, a)) for a, b in where]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GROUPS', 'PREPROCESSING', 'Reading', 'Entry', 'Encoder', 'save_shard', 'Shard', 'row_mark', 'Part', 'plan',
            'config_about', 'differences', 'claim', 'Kept', 'settled', 'write_part', 'write_cache', 'write_index',
-           'in_processes', 'local_device', 'write_together', 'PairBatch', 'stacked', 'CachedLatents', 'unused',
-           'MediaSource', 'open_source', 'folder_pools', 'bucket_keys', 'javisdit_cache']
+           'in_processes', 'write_together', 'PairBatch', 'stacked', 'CachedLatents', 'unused', 'MediaSource',
+           'open_source', 'folder_pools', 'bucket_keys', 'javisdit_cache']
 
 # %% ../nbs/03c_cache.ipynb #imports
 import hashlib
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from .augment import WAYS, make_negatives
 from .buckets import Buckets, ByBucket, read_buckets
 from .codecs import load_codecs
-from .core import Config, MediaError, as_command, preset as preset_config, rng, whole
+from .core import Config, MediaError, as_command, own_device, preset as preset_config, rng, whole
 from .data import Batch, ClipDataset, ClipItem, Latents, Row, Skipped, SkipReport, filled, fingerprint, in_order, read_manifest
 from .encoders import load_text_encoder
 from .media import read_audio, to_model
@@ -301,12 +301,6 @@ def in_processes(n: int, work) -> list:
     if n == 1: return [work(0, 1)]
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool: return list(pool.map(work, range(n), [n] * n))
 
-def local_device(device: str, place: int) -> str:   # which of the processes of this machine
-    "`cuda` as the GPU of one of several processes, which share the GPUs of a machine evenly; other devices as they are."
-    if device != "cuda": return device
-    if not (gpus := torch.cuda.device_count()): raise ValueError("device 'cuda': no GPU can be used here: choose cpu")
-    return f"cuda:{place % gpus}"
-
 def _part_of(rank, world, make, folder, progress, options):
     write_cache(make(), folder, rank=rank, world=world, progress=progress and rank == 0, **options)
 
@@ -523,7 +517,7 @@ def _work(rank, world, manifest, out, preset, start, seed, negatives, pools, pic
     pools = Pools() if pools is None else world_pools(clip=config.clip) if pools == "world" else folder_pools(pools)
     manifest = Path(manifest)
     rows = read_manifest(manifest / "manifest.csv" if manifest.is_dir() else manifest)
-    encoder = Encoder(ClipDataset(rows, config.clip, start, seed, pictures=pictures), config, None, negatives, pools, local_device(device, rank))
+    encoder = Encoder(ClipDataset(rows, config.clip, start, seed, pictures=pictures), config, None, negatives, pools, own_device(device, rank))
     keys, unused = (None, {}) if buckets is None else bucket_keys(rows, read_buckets(buckets), config.clip.fps, seed)
     if unused and rank == 0: print(f"not in any bucket: {', '.join(f'{len(n)} rows {why}' for why, n in unused.items())}")
     return write_cache(encoder, out, keys, rank=rank, world=world, progress=rank == 0, **options) is not None
@@ -556,7 +550,7 @@ def javisdit_cache(
     if processes > 1 and world > 1: raise SystemExit("javisdit_cache: --processes is for one machine alone: use it or --rank and --world")
     work = partial(_work, manifest=manifest, out=out, preset=preset, start=start, seed=seed, negatives=negatives, pools=pools, pictures=not sound_alone, buckets=buckets,
                    device=device, shard=shard, tar=tar, workers=workers, limit=limit)
-    with as_command("javisdit_cache"): done = any(in_processes(processes, work) if world == 1 else [work(rank, world, device=local_device(device, told(None, "LOCAL_RANK", rank)))])
+    with as_command("javisdit_cache"): done = any(in_processes(processes, work) if world == 1 else [work(rank, world, device=own_device(device, told(None, "LOCAL_RANK", rank)))])
     if not done: return print(f"{out}: process {rank} of {world} is done, others are not: the last one writes the index")
     print(f"{CachedLatents(out)}\n{CachedLatents(out).report}")
     if old := unused(out): print(f"{len(old)} shards are of no use any more{': deleted' if prune else ': --prune deletes them'}")

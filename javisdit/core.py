@@ -248,7 +248,9 @@ class MediaError(ValueError):
 def own_device(name: str = "auto", rank: int = 0) -> str:
     "The device of process `rank` of a machine: `cuda` shares its GPUs out, `auto` does so where there are any; other names stay."
     if name == "auto": name = "cuda" if torch.cuda.is_available() else "cpu"
-    return f"cuda:{rank % torch.cuda.device_count()}" if name == "cuda" and torch.cuda.is_available() else name
+    if name != "cuda": return name
+    if not (gpus := torch.cuda.device_count()): raise ValueError("device 'cuda': no GPU can be used here: choose cpu")
+    return f"cuda:{rank % gpus}"
 
 @contextmanager
 def as_command(name, *also):

@@ -27,7 +27,7 @@ from fastcore.script import call_parse
 from torch import Tensor
 
 from .conditional import MODES, condition
-from .core import ClipConfig, MediaError, as_command
+from .core import ClipConfig, MediaError, as_command, own_device
 from .formats import read_image
 from .maps import PriorMaps, plot_prior_maps, prior_maps
 from .media import Clip, Picture, probe, read_audio, read_clip, write_clip
@@ -350,8 +350,7 @@ def explore(
 # %% ../nbs/08b_explore.ipynb #command
 def page_notebook(model: str, device: str = "auto") -> nbformat.NotebookNode:
     "A notebook that is nothing but the page."
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    lines = ["from javisdit.explore import explore", "from javisdit.sampler import JavisDiTPipeline", f"explore(JavisDiTPipeline.from_pretrained({model!r}).to({device!r}))"]
+    lines = ["from javisdit.explore import explore", "from javisdit.sampler import JavisDiTPipeline", f"explore(JavisDiTPipeline.from_pretrained({model!r}).to({own_device(device)!r}))"]
     kernel = dict(name="python3", display_name="python3", language="python")
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("\n".join(lines))], metadata=dict(kernelspec=kernel))
 

@@ -37,8 +37,7 @@ from tqdm import tqdm
 
 import javisdit
 from .audioclip import AUDIOCLIP, AudioClipFeatures, load_audioclip
-from .cache import local_device
-from .core import MediaError, as_command, file_hash, rng, whole
+from .core import MediaError, as_command, file_hash, own_device, rng, whole
 from .corpora import SOUND_ENDINGS, captions_of, media
 from .data import VIDEO_ENDINGS, caption_beside, read_manifest
 from .detect import load_detectors
@@ -584,7 +583,7 @@ def judge_side(judge: Judge, side: str, items: list, progress: bool = True) -> l
 def work(rank: int, world: int, **wishes):
     "One process's share: it fills the memory."
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world) if world > 1 else torch.get_num_threads())
-    judge, _, _, sides = prepare(**wishes | dict(device=local_device(wishes["device"], rank)))
+    judge, _, _, sides = prepare(**wishes | dict(device=own_device(wishes["device"], rank)))
     for side, items in sides.items(): judge_side(judge, side, items[rank::world], progress=rank == 0)
 
 # %% ../nbs/09b_javisbench.ipynb #score-folder
@@ -635,10 +634,9 @@ def javisdit_score(
     "Score a folder of clips with JavisScore and the whole JavisBench suite; a run that was stopped goes on."
     out = out or f"{Path(folder).resolve()}-scores"
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     wishes = dict(folder=folder, prompts=prompts, reference=reference, metrics=metrics, out=out, compare=compare, weights=weights, embedder=embedder, protocol=protocol, device=device, max_seconds=max_seconds)
     with as_command("javisdit_score"):
-        own = wishes | dict(device=local_device(device, int(os.environ.get("LOCAL_RANK", rank))))
+        own = wishes | dict(device=own_device(device, int(os.environ.get("LOCAL_RANK", rank))))
         if world > 1: work(rank, world, **own)
         elif processes > 1:
             with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool: list(pool.map(partial(work, world=processes, **wishes), range(processes)))

@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from fastcore.script import call_parse
 from torch import Tensor
 
-from .core import Config, as_command, generator, whole
+from .core import Config, as_command, generator, own_device, whole
 from .detect import sync_report
 from .dit import clip_facts
 from .flow import euler, plot_log, sample_latents, shift_ratio, strengths, time_grid
@@ -375,7 +375,7 @@ STYLE = "body{font:16px system-ui;max-width:60em;margin:2em auto;padding:0 1em}i
 
 def write_report(run: Path, out: Path, prompt: str, n: int = 96, seed: int = 0):
     "Sample, measure and write `out` (html) with `clip.mp4` beside it; returns the `SyncReport` of the generated clips."
-    run, out, pipe = Path(run), Path(out), JavisDiTPipeline.from_pretrained(run).to("cuda" if torch.cuda.is_available() else "cpu")
+    run, out, pipe = Path(run), Path(out), JavisDiTPipeline.from_pretrained(run).to(own_device())
     clip, result = pipe(prompt, seed)[0], evaluate(pipe, n, seed)
     clip.save(out.with_name("clip.mp4"))
     g, title = result["generated"], html.escape(prompt)

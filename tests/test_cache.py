@@ -21,8 +21,8 @@ import javisdit.cache as cache_module
 import javisdit.data as data_module
 from javisdit.augment import WAYS
 from javisdit.buckets import BucketSampler, Buckets, ByBucket, ByShape, read_buckets
-from javisdit.cache import CachedLatents, Encoder, MediaSource, bucket_keys, javisdit_cache, local_device, open_source, unused, write_cache, write_together
-from javisdit.core import MediaError, rng, tiny
+from javisdit.cache import CachedLatents, Encoder, MediaSource, bucket_keys, javisdit_cache, open_source, unused, write_cache, write_together
+from javisdit.core import MediaError, own_device, rng, tiny
 from javisdit.data import ClipDataset, Latents, fingerprint, read_manifest
 from javisdit.dit import JavisDiT
 from javisdit.learner import flow_learner, train_steps
@@ -194,7 +194,7 @@ def test_each_process_has_its_gpu(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     javisdit_cache(folder, tmp_path, rank=2, world=4, device="cuda")            # as torchrun says it
     javisdit_cache(folder, tmp_path, rank=2, world=4)
-    assert seen == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cpu"] and local_device("cuda:5", 0) == "cuda:5"
+    assert seen == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cpu"] and own_device("cuda:5", 0) == "cuda:5"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(SystemExit, match="no GPU can be used here"): javisdit_cache(folder, tmp_path, device="cuda")
 

@@ -22,8 +22,8 @@ import javisdit.javisbench as javisbench
 from javisdit.core import MediaError, tiny
 from javisdit.i3d import I3D
 from javisdit.audioclip import AudioClipEar
-from javisdit.javisbench import (MM_METRICS, AudioClipStretches, I3DStretches, Item, Judge, Judges, Limits, admit, all_done, attempt, can_run, feature_file, find_clip, inside, javisdit_score,
-                                 judge_item, load_embedder, load_judges, paired, prepare, read_folder, recall, score_folder, verdict, weights_of)
+from javisdit.javisbench import (MM_METRICS, AudioClipStretches, I3DStretches, Item, all_done, can_run, feature_file, find_clip, inside, javisdit_score,
+                                 load_embedder, load_judges, paired, prepare, read_folder, recall, score_folder, verdict, weights_of)
 from javisdit.media import Clip, read_clip, write_clip
 from javisdit.metrics import METRICS
 from javisdit.page import data_uri
