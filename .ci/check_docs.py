@@ -171,12 +171,12 @@ def plays(driver, page, docs, site):
     if not players and page.parent.name == "nbs" and page.stem not in NO_CLIP: yield ["chapter without a player", page.stem]
     for at in range(players):
         said = driver.execute_async_script(PLAY, at)
-        player = f"{said['src'].removeprefix(site)} (player {at + 1})"
+        player, quiet = f"{said['src'].removeprefix(site)} (player {at + 1})", Path(said["src"]).name in SILENT
         if said.get("error"): yield ["player does not play", f"{player}: {said['error']}"]
         elif said["time"] < 0.25: yield ["player does not play", f"{player}: stays at {said['time']:.2f} s"]
-        elif said.get("mute"): yield ["player without sound", f"{player}: {said['mute']}"]
-        elif not said["decoded"]: yield ["player without sound", f"{player}: no byte of sound was decoded"]
-        elif (said["peak"] < 0.01) != (Path(said["src"]).name in SILENT): yield ["silent player", f"{player}: its loudest sample is {said['peak']:.4f}"]
+        elif said.get("mute") or not said["decoded"]:
+            if not quiet: yield ["player without sound", f"{player}: {said.get('mute') or 'no byte of sound was decoded'}"]
+        elif (said["peak"] < 0.01) != quiet: yield ["silent player", f"{player}: its loudest sample is {said['peak']:.4f}"]
 
 
 def faults(docs, only=None):
