@@ -29,8 +29,8 @@ from .core import Config, as_command, generator, own_device, whole
 from .detect import sync_report
 from .dit import clip_facts
 from .flow import euler, plot_log, sample_latents, shift_ratio, strengths, time_grid
-from .heldout import heldout_rows
 from .media import Clip, from_model, to_model
+from .models import heldout_rows
 from .parts import Parts, in_dtype, read_parts, save_parts
 from .prior import CaptionPrior
 from .t5 import prepare_prompt, split_prompt
@@ -386,7 +386,7 @@ def write_report(run: Path, out: Path, prompt: str, n: int = 96, seed: int = 0):
         f"<h2>Does the sound fit the picture?</h2><p>Median distance of a sound from the nearest visible event: {1e3 * g.matched.heard_to_seen:.0f} ms, "
         f"and {1e3 * g.shuffled.heard_to_seen:.0f} ms when sounds are shuffled between clips: a ratio of {g.ratio:.2f}. Measured on {n} captions that training never saw, every source on screen.</p>",
         "<h3>Generated clips</h3>", as_table(sync_rows(g)), "<h3>Real clips of the same captions, through the codecs: what the ruler can resolve</h3>", as_table(sync_rows(result["real"])),
-        "<h2>What it has learned</h2><p>Clips held out of training; a gain is one where its interval lies above 0.</p>", as_table(heldout_rows(json.loads((run / "heldout.json").read_text()))),
+        "<h2>What it has learned</h2><p>Clips held out of training; a gain is one where its interval lies above 0.</p>", as_table(heldout_rows(run)),
         as_img(plot_log(run / "log.jsonl")), "<h2>More clips</h2>", *more])
     with whole(out) as part: part.write_text(page)
     with whole(out.with_suffix(".json")) as part: part.write_text(json.dumps(dict(generated=g.to_dict(), real=result["real"].to_dict()), indent=1))

@@ -24,10 +24,10 @@ from .core import Config, MediaError, file_hash, generator, preset as preset_con
 from .data import ClipDataset, Row, read_manifest, split
 from .dit import JavisDiT
 from .engines import for_processes, in_turn, share
-from .heldout import heldout_losses, heldout_rows, heldout_table, moments
+from .heldout import heldout_losses, heldout_table, moments
 from .launch import Processes
 from .learner import PRECISIONS, flow_learner, train_steps
-from .models import read_model
+from .models import heldout_rows, read_model
 from .prior import CaptionPrior
 from .runs import claim_run
 from .world import write_world
@@ -213,5 +213,5 @@ def branch_path(path) -> Path:
 
 def heldout_lines(folder) -> str:
     "The table that `keep_heldout` wrote, as Markdown."
-    head, *rows = heldout_rows(json.loads((Path(folder) / "heldout.json").read_text()))
+    head, *rows = heldout_rows(folder)
     return "\n".join("| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *rows))
