@@ -122,7 +122,7 @@ def test_clips_of_two_lengths_and_a_resumed_run(tmp_path, monkeypatch, once):
 def test_buckets_for_more_processes_than_the_presets_batch(tmp_path, monkeypatch):
     "As `paper` on a node of eight GPUs: a batch of 4 in the preset, 8 parts of a step, and batches from the buckets."
     write_world(tmp_path / "world", 12, clip=tiny().clip, workers=1)
-    (tmp_path / "table.json").write_text(json.dumps({"32x32": {"48": [1.0, 8]}}))
+    (tmp_path / "table.json").write_text(json.dumps({"32x32": {"48": [1.0, 1]}}))
     p = TrainJoint(data=str(tmp_path / "world"), valid=4, steps=1, block=1, buckets=str(tmp_path / "table.json"), workers=1, out_dir=str(tmp_path / "run"))
     wide = replace(p.config, train=replace(p.config.train, batch_size=4, micro=8))
     monkeypatch.setattr(TrainJoint, "config", property(lambda self: wide))
