@@ -384,7 +384,7 @@ def write_report(run: Path, out: Path, prompt: str, n: int = 96, seed: int = 0):
         f"<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'><title>javisdit: {title}</title><style>{STYLE}</style>",
         f"<h1>A model trained on this machine</h1><h2>{title}</h2><video controls loop src=clip.mp4></video>{as_img(clip.plot())}",
         f"<h2>Does the sound fit the picture?</h2><p>Median distance of a sound from the nearest visible event: {1e3 * g.matched.heard_to_seen:.0f} ms, "
-        f"and {1e3 * g.shuffled.heard_to_seen:.0f} ms when sounds are shuffled between clips: a ratio of {g.ratio:.2f}. Measured on {n} captions that training never saw, every source on screen.</p>",
+        f"and {1e3 * g.shuffled.heard_to_seen:.0f} ms when sounds are shuffled between clips: a ratio of {g.ratio:.2f}. Measured on {n} captions of clips that training never saw, every source on screen.</p>",
         "<h3>Generated clips</h3>", as_table(sync_rows(g)), "<h3>Real clips of the same captions, through the codecs: what the ruler can resolve</h3>", as_table(sync_rows(result["real"])),
         "<h2>What it has learned</h2><p>Clips held out of training; a gain is one where its interval lies above 0.</p>", as_table(heldout_rows(run)),
         as_img(plot_log(run / "log.jsonl")), "<h2>More clips</h2>", *more])
